@@ -1,0 +1,47 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow check bench docs reproduce
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/ready-dev ## make .venv with everything a developer needs
+
+train: .venv/ready ## train a small model on four local peers while some of them crash
+	$(BIN)/atoll train --peers 4 --chaos
+
+test: .venv/ready-dev ## run the quick tests
+	$(BIN)/pytest
+
+test-slow: .venv/ready-dev ## run the tests that take minutes
+	$(BIN)/pytest -m slow
+
+check: .venv/ready-dev ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/ready ## compare the all-reduce with gloo's
+	$(BIN)/python benchmarks/all_reduce.py
+
+docs: .venv/ready-dev ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+reproduce: .venv/ready ## check the claims of the first system on this machine
+	$(BIN)/atoll reproduce pccl
+
+# Two stamps, so that a second `make` is instant: what users need, and what developers need on top.
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("atoll needs Python 3.11 or newer, $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv --clear .venv
+
+.venv/ready: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[plot]'
+	@touch $@
+
+.venv/ready-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch .venv/ready $@

@@ -1,0 +1,24 @@
+"""Interface: atoll trains and serves AI models across computers that come and go, joined by slow or unreliable
+networks."""
+
+from atoll import errors
+from atoll.errors import AtollError, PeerLost
+from atoll.group.facade import Group, Result, Work, wait_all
+from atoll.group.joining import join
+from atoll.group.serve import Master
+from atoll.group.state import SharedState
+from atoll.version import VERSION as __version__
+
+__all__ = [
+    "AtollError",
+    "Group",
+    "Master",
+    "PeerLost",
+    "Result",
+    "SharedState",
+    "Work",
+    "__version__",
+    "errors",
+    "join",
+    "wait_all",
+]

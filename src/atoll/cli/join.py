@@ -1,0 +1,98 @@
+"""Driver: `atoll join`: one peer of a training run."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from atoll import log
+from atoll.cli.history import History
+from atoll.cli.live import open_view
+from atoll.cli.output import say
+from atoll.config import RunDir, parse
+from atoll.errors import AtollError
+from atoll.group.facade import Group
+from atoll.group.joining import join
+from atoll.train.settings import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinSettings(TrainSettings):
+    """Join the group of a master and train with it: until the end, or until Ctrl-C. Who comes late gets the state.
+
+    All peers need the same training flags and text; a peer that differs is told what differs. Each keeps a run folder;
+    the peer of rank 0 saves checkpoints and the model in its own.
+    """
+
+    address: Positional[str]
+    """HOST:PORT of the master."""
+    name: str = ""
+    """How this peer is called in tables and messages. Default: the host's name and the process id."""
+    min_world: int = 1
+    """Begin when so many peers are there."""
+    run_dir: Path | None = None
+    """Where to save. Default: a new folder in runs/."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --run-dir."""
+    json: bool = False
+    """Print one JSON object per event."""
+
+
+def main(argv: list[str]) -> int:
+    """Train as one peer."""
+    settings = parse(JoinSettings, argv, prog="atoll join", description=str(JoinSettings.__doc__), env=os.environ).value
+    signal.signal(signal.SIGTERM, _interrupt)
+    name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
+    run = RunDir(settings.run_dir) if settings.run_dir else RunDir.create(Path("runs"))
+    log.setup(run.path, debug=False)
+    if settings.json:
+        return _with_json(settings, name, run)
+    history = History()
+    with open_view(history, f"atoll join {settings.address}", settings.steps) as view:
+
+        def report(event: str, **about: Any) -> None:
+            history.add({"event": event, "peer": name, "at": time.time(), **about})
+            view.update()
+
+        _train(settings, name, run, report)
+    say(f"run folder: {run.path}")
+    return 0
+
+
+def _with_json(settings: JoinSettings, name: str, run: RunDir) -> int:
+    def report(event: str, **about: Any) -> None:
+        say(json.dumps({"event": event, "peer": name, "at": time.time(), **about}))
+
+    try:
+        _train(settings, name, run, report)
+    except AtollError as error:
+        report("failed", kind=type(error).__name__, message=str(error))
+        raise
+    return 0
+
+
+def _train(settings: JoinSettings, name: str, run: RunDir, report: Callable[..., None]) -> None:
+    from atoll.train.loop import Folders, Trainer  # torch takes a second to load: not for --help
+    from atoll.train.text import Corpus
+
+    plain = TrainSettings(**{f.name: getattr(settings, f.name) for f in fields(TrainSettings)})
+    corpus = Corpus.read(settings.text or None)
+    trainer = Trainer(plain, corpus, report, Folders(run.checkpoint, run.model))
+    if settings.resume:
+        trainer.resume(run.checkpoint)
+
+    def enter() -> Group:
+        return join(settings.address, name=name, min_world=settings.min_world, timeout_s=None)
+
+    trainer.run(enter)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,73 @@
+"""Driver: the `atoll` command: finds the command named, turns every error into one line and an exit code."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Final
+
+from atoll.errors import AtollError, InvalidConfig
+
+COMMANDS: Final = {
+    "train": ("atoll.cli.train", "train a model with several peers on this machine"),
+    "join": ("atoll.cli.join", "join a group of peers on many machines and train with them"),
+    "master": ("atoll.cli.master", "run the master that peers join"),
+    "status": ("atoll.cli.status", "show who is in a group, and how it fares"),
+    "systems": ("atoll.cli.systems", "list the published systems and what works of them"),
+    "reproduce": ("atoll.cli.reproduce", "run the claims of a published system on this machine"),
+}
+USAGE: Final = """usage: atoll COMMAND [options]      (atoll COMMAND --help explains each)
+
+{commands}
+
+on one machine:     atoll train --peers 4 --chaos
+on many machines:   atoll master --listen 0.0.0.0:48148      and on each:   atoll join HOST:48148
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; exits with 0, or 1 for what went wrong, 2 for what was asked wrongly, 130 for Ctrl-C."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """As `main`, but returns the exit code."""
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    try:
+        return _dispatch(argv)
+    except InvalidConfig as error:
+        return _failed(error, 2, debug)
+    except AtollError as error:
+        return _failed(error, 1, debug)
+    except BrokenPipeError:  # who reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        sys.stdout.write(USAGE.format(commands="\n".join(f"  {n:<{width}}  {h}" for n, (_, h) in COMMANDS.items())))
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from atoll.version import VERSION
+
+        sys.stdout.write(f"atoll {VERSION}\n")
+        return 0
+    if argv[0] not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0.0)
+        raise InvalidConfig(f"there is no command {argv[0]!r}; did you mean {near[0]!r}? `atoll --help` lists all")
+    command: Callable[[list[str]], int] = import_module(COMMANDS[argv[0]][0]).main
+    return command(argv[1:])
+
+
+def _failed(error: AtollError, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    sys.stderr.write(f"atoll: {error}\n")
+    return code

@@ -1,0 +1,98 @@
+"""Driver: `atoll status`."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional
+
+from atoll.cli.output import say
+from atoll.config import parse
+from atoll.group.asking import StatusClient
+from atoll.group.messages import Status
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusSettings:
+    """Who is in a group, in which order, how each fares, and who was lost lately and why."""
+
+    address: Positional[str]
+    """HOST:PORT of the master."""
+    watch: bool = False
+    """Go on, once a second, until Ctrl-C."""
+    json: bool = False
+    """One JSON object per look."""
+
+
+def main(argv: list[str]) -> int:
+    """Ask and print."""
+    settings = parse(
+        StatusSettings, argv, prog="atoll status", description=str(StatusSettings.__doc__), env=os.environ
+    ).value
+    client = StatusClient(settings.address)
+    console = Console()
+    try:
+        if not settings.watch:
+            status = client.ask()
+            say(as_json(status)) if settings.json else console.print(render(settings.address, status))
+        elif settings.json:
+            while True:
+                say(as_json(client.ask()))
+                time.sleep(1.0)
+        else:
+            with Live(console=console, auto_refresh=False) as live:
+                while True:
+                    live.update(render(settings.address, client.ask()), refresh=True)
+                    time.sleep(1.0)
+    finally:
+        client.close()
+    return 0
+
+
+def as_json(status: Status) -> str:
+    """Field by field, by name."""
+    plain = {name: getattr(status, name) for name in status.__struct_fields__}
+    plain["members"] = [{n: getattr(m, n) for n in m.__struct_fields__} for m in status.members]
+    plain["losses"] = [
+        {"ago_s": p.ago_s, **{n: getattr(p.loss, n) for n in p.loss.__struct_fields__}} for p in status.losses
+    ]
+    return json.dumps(msgspec.to_builtins(plain))
+
+
+def render(address: str, status: Status) -> RenderableType:
+    """A head line, a table of members in ring order, the last losses."""
+    inside = [m for m in status.members if m.rank >= 0]
+    head = Text(
+        f"{address}   epoch {status.epoch}{' (forming)' if status.forming else ''}   world {len(inside)}   "
+        f"revision {status.revision}   operations {status.operations}",
+        style="bold",
+    )
+    table = Table(box=None, pad_edge=False)
+    for column in ("rank", "id", "name", "address", "state", "revision", "last progress"):
+        table.add_column(column, justify="right" if column in ("rank", "id", "revision") else "left")
+    colours = {"running": "green", "slow": "yellow", "stopped": "red", "joining": "cyan"}
+    for m in status.members:
+        labels = "".join(f" {k}={v}" for k, v in sorted(m.labels.items()))
+        table.add_row(
+            str(m.rank) if m.rank >= 0 else "-",
+            str(m.id),
+            m.name + labels,
+            f"{m.host}:{m.port}",
+            Text(m.state, style=colours.get(m.state, "")),
+            str(m.revision),
+            f"{m.silent_s:.1f} s ago",
+        )
+    parts: list[RenderableType] = [head, table if status.members else Text("nobody is here yet", style="dim")]
+    if inside:
+        parts.append(Text("ring  " + " -> ".join([*(m.name for m in inside), inside[0].name]), style="dim"))
+    parts += [
+        Text(f"{p.ago_s:7.0f} s ago  lost {p.loss.name} (id {p.loss.id}): {p.loss.reason}", style="yellow")
+        for p in status.losses[:5]
+    ]
+    return Group(*parts)

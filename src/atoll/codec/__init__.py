@@ -1,0 +1,17 @@
+"""Interface: tensors to fewer bytes and back. `codec.get(name)` finds one; `codec/api.py` says what one is."""
+
+from atoll.codec.api import Codec
+from atoll.codec.bf16 import Bfloat16
+from atoll.codec.uint8 import Uint8MinMax
+from atoll.errors import InvalidConfig
+
+CODECS: dict[str, Codec] = {c.name: c for c in (Bfloat16(), Uint8MinMax())}
+
+
+def get(name: str | None) -> Codec | None:
+    """The codec of that name; None (or "none") sends elements as they are."""
+    if name is None or name == "none":
+        return None
+    if name not in CODECS:
+        raise InvalidConfig(f"unknown codec {name!r}; there are: none, {', '.join(CODECS)}")
+    return CODECS[name]

@@ -1,0 +1,69 @@
+"""Interface: every error a user can do something about, one class each.
+
+The message names the object, says what is wrong and what to do. `atoll ...` prints it in one line and exits with a code
+that is not 0; a program catches the class it can handle (`PeerLost`: retry) and lets the rest pass.
+"""
+
+
+class AtollError(Exception):
+    """Base of everything atoll raises on purpose."""
+
+
+class PeerLost(AtollError):
+    """Someone left during the collective; the group goes on without them, the input is unchanged. Retry."""
+
+
+class Mismatch(AtollError):
+    """Members asked for different things under one tag. A bug of the caller; the group is unchanged."""
+
+
+class Expelled(AtollError):
+    """The group went on without this peer. Join again."""
+
+
+class MasterLost(AtollError):
+    """The master can't be reached any more. Start it again and join it."""
+
+
+class Busy(AtollError):
+    """The call isn't allowed while a `Work` has not been awaited, or its tag is in use. Nothing has changed."""
+
+
+class Refused(AtollError):
+    """The other side doesn't take this connection: another wire version, or an address that can't work."""
+
+
+class DeadlineExceeded(AtollError, TimeoutError):
+    """The wait ended first. Nothing has changed; the same wait may be called again."""
+
+
+class InvalidTensor(AtollError, ValueError):
+    """A tensor that can't take part: not contiguous, a type without a sum, NaN where a codec needs a range."""
+
+
+class InvalidConfig(AtollError, ValueError):
+    """A setting that is unknown or out of range; the message names it, where it came from and the nearest valid one."""
+
+
+class InvalidData(AtollError, ValueError):
+    """A file or text that can't be read as what it should be."""
+
+
+class SaveFailed(AtollError):
+    """A checkpoint or model could not be written. What was there before is intact."""
+
+
+class Diverged(AtollError):
+    """The loss is no longer a number; the state before that step is kept."""
+
+
+class ProtocolError(AtollError):
+    """The other end of a connection said something atoll never says."""
+
+
+class Deadlock(AtollError):
+    """Virtual time has nothing left to do while somebody still waits; the message says who and for what."""
+
+
+class RealIoInVirtualTime(AtollError):
+    """Code in virtual time tried to touch a real socket, file descriptor, process or thread pool."""

@@ -1,0 +1,1 @@
+"""Interface: many computers acting as one."""

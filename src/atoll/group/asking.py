@@ -1,0 +1,58 @@
+"""Driver: asks a master how its group stands, for people and their tools; whoever asks is no member."""
+
+from typing import Final
+
+from atoll.errors import DeadlineExceeded, MasterLost
+from atoll.group import messages
+from atoll.group.messages import AskStatus, Status
+from atoll.group.wire import GREETING, dial_master
+from atoll.net.channel import CONTROL, Channel
+from atoll.net.loop import SocketLoop
+
+_DIAL_S: Final = 3.0
+
+
+class StatusClient:
+    """One connection to a master; `ask` as often as wanted."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._answer: Status | None = None
+        self._gone = ""
+        self._expired = False
+        sock = dial_master(address, _DIAL_S)
+        self._net = SocketLoop(GREETING)
+        self._channel = Channel(sock, GREETING)
+        self._net.add(self._channel, self._heard, self._lost)
+
+    def ask(self, timeout_s: float = 3.0) -> Status:
+        """The status now. MasterLost, or DeadlineExceeded where nothing comes."""
+        self._answer, self._expired = None, False
+        self._net.send(self._channel, CONTROL, messages.encode(AskStatus()))
+        timer = self._net.after(timeout_s, self._expire)
+        while not self._over():
+            self._net.turn()
+        if self._answer is None and self._gone:
+            raise MasterLost(f"{self.address} ended the conversation: {self._gone}")
+        if self._answer is None:
+            raise DeadlineExceeded(f"{self.address} didn't answer within {timeout_s:g} s")
+        self._net.cancel(timer)
+        return self._answer
+
+    def _over(self) -> bool:
+        return self._answer is not None or bool(self._gone) or self._expired
+
+    def _expire(self) -> None:
+        self._expired = True
+
+    def close(self) -> None:
+        """Hang up."""
+        self._net.close()
+
+    def _heard(self, channel: Channel, sequence: int, body: memoryview) -> None:
+        message = messages.decode_to_peer(body)
+        if isinstance(message, Status):
+            self._answer = message
+
+    def _lost(self, channel: Channel, why: str) -> None:
+        self._gone = why

@@ -1,0 +1,85 @@
+"""Policy: the operations of one epoch: who has voted for what, what has commenced, what is decided.
+
+One ballot per tag. Votes that differ end it with the same error for all; votes that agree commence it, or decide it at
+once where no data moves. Which epoch it is and who is in the ring is the master's business.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from atoll.group.election import Election, Plan, StateNote, elect
+from atoll.group.messages import Initiate
+
+SYNC = "sync"
+
+
+@dataclass
+class Ballot:
+    """One operation under way."""
+
+    votes: dict[int, Initiate] = field(default_factory=dict)
+    seq: int = 0
+    """Of the data phase: the master's number, or that of an eager operation."""
+    commenced: bool = False
+    """All have voted, and for the same thing."""
+    plan: bytes = b""
+    complete: set[int] = field(default_factory=set)
+
+    def payloads(self, ring: Sequence[int]) -> tuple[bytes, ...]:
+        """What goes with the verdict: the elected plan, or what everybody added to the vote, in rank order."""
+        return (self.plan,) if self.plan else tuple(self.votes[i].payload for i in ring)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The ballot is over."""
+
+    payloads: tuple[bytes, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Commenced:
+    """Data may move now."""
+
+    plan: bytes = b""
+
+
+Step = Decided | Commenced | dict[int, str] | None
+"""A dict: members to expel, with reasons. None: votes are still missing."""
+
+
+def step(tag: int, ballot: Ballot, ring: Sequence[int], incumbents: set[int]) -> Step:
+    """What follows from the votes so far."""
+    if set(ballot.votes) != set(ring):
+        return None
+    votes = [ballot.votes[i] for i in ring]
+    if len({(v.what, v.seq) for v in votes}) > 1:
+        said = "; ".join(f"rank {r}: {v.what}" for r, v in enumerate(votes))
+        return Decided(error=f"peers disagree on tag {tag}: {said}")
+    if votes[0].what == SYNC:
+        return _elected(ballot, votes, ring, incumbents)
+    if votes[0].moves_data and len(ring) > 1:
+        return Commenced()
+    return Decided(ballot.payloads(ring))
+
+
+def _elected(ballot: Ballot, votes: Sequence[Initiate], ring: Sequence[int], incumbents: set[int]) -> Step:
+    notes: list[StateNote] = []
+    for member, vote in zip(ring, votes, strict=True):
+        try:
+            notes.append(msgspec.msgpack.decode(vote.payload, type=StateNote))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return {member: "sent an unreadable note on its state"}
+    election: Election = elect(notes, {r for r, i in enumerate(ring) if i in incumbents})
+    if election.plan is None:
+        return {ring[r]: why for r, why in election.expelled.items()}
+    ballot.plan = msgspec.msgpack.encode(election.plan)
+    return Commenced(ballot.plan) if election.plan.dirty else Decided(ballot.payloads(ring))
+
+
+def revision_of(plan: bytes) -> int:
+    """The revision that an elected plan brings."""
+    return msgspec.msgpack.decode(plan, type=Plan).revision

@@ -1,0 +1,148 @@
+"""Policy: whose shared state wins, who has to receive what, and who broke a rule. Pure: votes in, plan or expulsions
+out.
+
+After PCCL (Keiblinger et al. 2025, arXiv 2505.14065): the most popular content wins. A revision ahead of what the
+incumbents (those who agreed last time) hold is a rule broken; one behind is dragged along. At a group's first
+election any revision may stand and the highest wins, so that a run resumes from its newest checkpoint.
+"""
+
+from collections import Counter
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+
+import msgspec
+
+POPULAR, SEND_ONLY, RECEIVE_ONLY = "popular", "send", "receive"
+
+
+class TensorNote(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a state. `digest` is empty where contents may differ from peer to peer."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    digest: bytes
+
+    @property
+    def signature(self) -> tuple[str, str, tuple[int, ...], bool]:
+        """What must be equal on all."""
+        return self.key, self.dtype, self.shape, not self.digest
+
+    def __str__(self) -> str:
+        free = "" if self.digest else ", free"
+        return f"{self.key}: {self.dtype}{list(self.shape)}{free}"
+
+
+class StateNote(msgspec.Struct, frozen=True, array_like=True):
+    """One peer's vote: what it holds."""
+
+    revision: int
+    strategy: str
+    tensors: tuple[TensorNote, ...]
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """The content."""
+        return tuple(t.digest for t in self.tensors)
+
+
+class Plan(msgspec.Struct, frozen=True, array_like=True):
+    """Who sends what: the tensors `dirty` (numbers, in the order of the notes) go from rank `root` over `hops`
+    links."""
+
+    revision: int
+    root: int = 0
+    hops: int = 0
+    dirty: tuple[int, ...] = ()
+    digests: tuple[bytes, ...] = ()
+    """Of the dirty tensors, as elected."""
+
+
+@dataclass(frozen=True)
+class Election:
+    """`plan` is None while somebody has to go first: reasons by rank."""
+
+    plan: Plan | None
+    expelled: dict[int, str] = field(default_factory=dict)
+
+
+def elect(notes: Sequence[StateNote], incumbents: Set[int]) -> Election:
+    """`notes` by rank; `incumbents`: the ranks that took part in the last agreement."""
+    world = range(len(notes))
+    for rule in (_mixed_strategies(notes), _nobody_stands(notes), _skipped_revision(notes, incumbents)):
+        if rule:
+            return Election(None, rule)
+    winner = _winner(notes, incumbents)
+    expelled = {r: why for r in world if (why := _difference(notes[r], notes[winner]))}
+    for r in world:
+        if notes[r].strategy == SEND_ONLY and r not in expelled and not _same(notes[r], notes[winner]):
+            expelled[r] = "it may only send its state, but another one was elected"
+    if expelled:
+        return Election(None, expelled)
+    won = notes[winner]
+    dirty = tuple(i for i, t in enumerate(won.tensors) if any(n.tensors[i].digest != t.digest for n in notes))
+    behind = [r for r in world if notes[r].digests != won.digests]
+    if not behind:
+        return Election(Plan(won.revision))
+    holders = [r for r in world if _same(notes[r], won)]
+    hops, root = min((max((r - h) % len(notes) for r in behind), h) for h in holders)
+    return Election(Plan(won.revision, root, hops, dirty, tuple(won.tensors[i].digest for i in dirty)))
+
+
+def _mixed_strategies(notes: Sequence[StateNote]) -> dict[int, str]:
+    used = {n.strategy for n in notes}
+    if POPULAR not in used or used == {POPULAR}:
+        return {}
+    return {
+        r: f"strategy {n.strategy!r} can't be mixed with {POPULAR!r}"
+        for r, n in enumerate(notes)
+        if n.strategy != POPULAR
+    }
+
+
+def _nobody_stands(notes: Sequence[StateNote]) -> dict[int, str]:
+    if any(n.strategy != RECEIVE_ONLY for n in notes):
+        return {}
+    return dict.fromkeys(range(len(notes)), "everybody wants to receive, nobody has a state to give")
+
+
+def _expected(notes: Sequence[StateNote], incumbents: Set[int]) -> int | None:
+    said = Counter(notes[r].revision for r in incumbents)
+    return min(said, key=lambda revision: (-said[revision], revision)) if said else None
+
+
+def _skipped_revision(notes: Sequence[StateNote], incumbents: Set[int]) -> dict[int, str]:
+    expected = _expected(notes, incumbents)
+    return {
+        r: f"its state is at revision {n.revision}, ahead of the group's {expected}"
+        for r, n in enumerate(notes)
+        if expected is not None and n.revision > expected
+    }
+
+
+def _winner(notes: Sequence[StateNote], incumbents: Set[int]) -> int:
+    """The lowest rank that holds the winning content: newest revision first, then most votes."""
+    standing = [r for r, n in enumerate(notes) if n.strategy != RECEIVE_ONLY]
+    votes = Counter((notes[r].revision, notes[r].tensors) for r in standing)
+
+    def order(rank: int) -> tuple[int, int, int]:
+        n = notes[rank]
+        return -n.revision, -votes[n.revision, n.tensors], rank
+
+    return min(standing, key=order)
+
+
+def _same(one: StateNote, other: StateNote) -> bool:
+    return one.revision == other.revision and one.digests == other.digests
+
+
+def _difference(note: StateNote, won: StateNote) -> str:
+    """Why the tensors of `note` can't take the elected state; empty: they can."""
+    mine, theirs = {t.key: t for t in note.tensors}, {t.key: t for t in won.tensors}
+    for key in sorted(mine.keys() | theirs.keys()):
+        a, b = mine.get(key), theirs.get(key)
+        if a is None or b is None or a.signature != b.signature:
+            return f"its state doesn't fit the group's: here {a or f'no {key}'}, there {b or f'no {key}'}"
+    if [t.key for t in note.tensors] != [t.key for t in won.tensors]:
+        return "its state names the same tensors in another order"
+    return ""

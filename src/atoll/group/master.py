@@ -1,0 +1,311 @@
+"""Policy: the master. Roster plus votes; it knows no tensor.
+
+One rule carries the whole: *an epoch ends at the first loss, and everything undecided in it has failed.* A later
+View is the verdict on all of it, so votes of a dead epoch need no answer and no bookkeeping. After PCCL (Keiblinger
+et al. 2025, arXiv 2505.14065), whose per-operation abort votes this rule replaces.
+"""
+
+import ipaddress
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from atoll.group.api import MOST_OPERATIONS, Close, MasterAction, Say
+from atoll.group.ballots import SYNC, Ballot, Commenced, Decided, revision_of, step
+from atoll.group.messages import (
+    LARGEST_PAYLOAD,
+    AskStatus,
+    Beat,
+    Bye,
+    Commence,
+    Complete,
+    Crossed,
+    Establish,
+    Expel,
+    Hello,
+    Initiate,
+    Linked,
+    Loss,
+    MemberStatus,
+    PastLoss,
+    Refuse,
+    Seat,
+    Status,
+    ToMaster,
+    ToPeer,
+    Topology,
+    Verdict,
+    View,
+    Welcome,
+)
+from atoll.group.roster import Change, Gone, Joined, Roster, Tick
+
+MOST_DIALS: Final = 3
+FORMING_S: Final = 15.0
+LOSSES_KEPT: Final = 20
+LARGEST_NOTE: Final = 1 << 20
+
+
+@dataclass
+class Forming:
+    """An attempt to establish a ring."""
+
+    epoch: int
+    ring: tuple[int, ...]
+    opened: bool
+    since: float
+    linked: set[int] = field(default_factory=set)
+
+
+class Master:
+    """`handle` takes what connection `who` said, or what became of it, and returns what to say to whom."""
+
+    def __init__(self, secret: Callable[[], bytes]) -> None:
+        self.roster = Roster(secret)
+        self.epoch = 0
+        """The last number used, by a view or an attempt."""
+        self.ring: tuple[int, ...] = ()
+        self.forming: Forming | None = None
+        self.topology: set[int] = set()
+        """Who waits in `update_topology`."""
+        self.ballots: dict[int, Ballot] = {}
+        self.seq = 0
+        self.incumbents: set[int] = set()
+        """Who took part in the last agreement on the state."""
+        self.revision = 0
+        self.losses: deque[tuple[float, Loss]] = deque(maxlen=LOSSES_KEPT)
+        self._unsaid: list[Loss] = []
+        self._reason = ""
+        self._dials: dict[int, int] = {}
+        self._now = 0.0
+        self._out: list[MasterAction] = []
+
+    def handle(self, who: int, event: ToMaster | Tick | Gone, now: float) -> list[MasterAction]:
+        """One event in, actions out."""
+        self._out, self._now = [], now
+        match event:
+            case AskStatus():
+                self._say([who], self.status())
+            case Hello() if why := self._unfit(who, event):
+                self._out += [Say(who, Refuse(why)), Close(who)]
+            case Hello() | Beat() | Bye() | Gone():
+                self._changed(self.roster.handle(who, event, now))
+            case Tick():
+                self._changed(self.roster.handle(who, event, now))
+                self._hurry()
+            case _ if who not in self.roster.members:
+                pass  # dropped a moment ago: its words no longer count
+            case Linked():
+                self._on_linked(who, event)
+            case _ if who not in self._inside:
+                self._kick(who, f"said {type(event).__name__} before it was let in")
+            case Topology():
+                self.topology.add(who)
+            case Initiate():
+                self._on_initiate(who, event)
+            case Complete():
+                self._on_complete(event, who)
+        self._evaluate()
+        return self._out
+
+    # -- who is in ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _inside(self) -> tuple[int, ...]:
+        return self.forming.ring if self.forming else self.ring
+
+    def _admissible(self) -> list[int]:
+        """Those outside who would be content with the world they would find."""
+        inside = self._inside
+        outside = [m for i, m in self.roster.members.items() if i not in inside]
+        while outside and max(m.min_world for m in outside) > len(inside) + len(outside):
+            outside.remove(max(outside, key=lambda m: m.min_world))
+        return [m.id for m in outside]
+
+    def _unfit(self, who: int, hello: Hello) -> str:
+        """Why this peer can't be a member; empty: it can."""
+        try:
+            local = ipaddress.ip_address(hello.host).is_loopback
+        except ValueError:
+            return f"{hello.host!r} is not an address others could dial"
+        for member in self.roster.members.values():
+            if member.id != who and ipaddress.ip_address(member.host).is_loopback != local:
+                here, there = (hello.host, member.host) if local else (member.host, hello.host)
+                return (
+                    f"one peer can only be dialled on its own machine ({here}), another from the network ({there}): "
+                    "let all of them join by the master's network address"
+                )
+        return ""
+
+    def _say(self, ids: Iterable[int], message: ToPeer | Status) -> None:
+        self._out += [Say(i, message) for i in ids]
+
+    def _changed(self, changes: list[Change]) -> None:
+        for change in changes:
+            if isinstance(change, Joined):
+                self._say([change.member.id], Welcome(change.member.id, change.member.secret))
+        if lost := [c for c in changes if isinstance(c, Loss)]:
+            self._on_lost(lost)
+
+    def _kick(self, who: int, reason: str) -> None:
+        self._changed(self.roster.drop(who, reason))
+
+    def _on_lost(self, lost: list[Loss]) -> None:
+        """All that one event cost, together: a new epoch must not name a peer lost in the same breath."""
+        gone = {loss.id for loss in lost}
+        for loss in lost:
+            self._out += [Say(loss.id, Expel(loss.reason)), Close(loss.id)]
+            self.losses.appendleft((self._now, loss))
+        self.topology -= gone
+        self.incumbents -= gone
+        self._dials = {i: n for i, n in self._dials.items() if i not in gone}
+        self._unsaid += [loss for loss in lost if loss.id in self.ring]
+        if gone & set(self._inside):
+            self._form([i for i in self._inside if i not in gone], opened=bool(self.forming and self.forming.opened))
+
+    # -- forming a ring --------------------------------------------------------------------------------------------
+
+    def _form(self, ids: Iterable[int], opened: bool) -> None:
+        """Begin (again) to establish. Whatever was undecided has thereby failed."""
+        self.ballots.clear()
+        self.epoch += 1
+        ring = tuple(sorted(ids))
+        if not ring:
+            self.forming, self.ring = None, ()
+            self._unsaid.clear()
+            self.topology.clear()
+            return
+        self.forming = Forming(self.epoch, ring, opened, self._now)
+        seats = tuple(Seat(i, self.roster.members[i].host, self.roster.members[i].port) for i in ring)
+        self._say(ring, Establish(self.epoch, seats))
+
+    def _on_linked(self, who: int, event: Linked) -> None:
+        forming = self.forming
+        if forming is None or event.epoch != forming.epoch:
+            return  # of an attempt already given up
+        if not event.failed:
+            forming.linked.add(who)
+            return
+        for other in event.failed:
+            self._dials[other] = self._dials.get(other, 0) + 1
+            if self._dials[other] >= MOST_DIALS and other in self.roster.members:
+                self._kick(other, "its neighbour can't reach it")
+                return
+        self._form(forming.ring, forming.opened)
+
+    def _hurry(self) -> None:
+        """Nobody may hold an attempt up for ever."""
+        forming = self.forming
+        if forming and self._now - forming.since >= FORMING_S:
+            late = [i for i in forming.ring if i not in forming.linked]
+            self._changed([c for i in late for c in self.roster.drop(i, f"made no links for {FORMING_S:g} s")])
+
+    def _evaluate(self) -> None:
+        """After *every* event: a loss may have been the last vote that was missing."""
+        forming = self.forming
+        if forming and forming.linked >= set(forming.ring):
+            self._establish(forming)
+        inside, outside = self._inside, self._admissible()
+        if not inside:
+            if outside:
+                self._form(outside, opened=True)
+        elif self.topology >= set(inside) and not (self.forming and self.forming.opened):
+            self._form([*inside, *outside], opened=True)
+        elif self.topology and not self.forming:
+            self._uncross()
+
+    def _establish(self, forming: Forming) -> None:
+        self.ring, self.forming = forming.ring, None
+        self._dials.clear()
+        if forming.opened:
+            self.topology.clear()
+        pending = bool(self._admissible()) and not forming.opened
+        view = View(forming.epoch, self.ring, forming.opened, pending, tuple(self._unsaid), self._reason)
+        self._say(self.ring, view)
+        self._unsaid, self._reason = [], ""
+
+    def _uncross(self) -> None:
+        """Some wait in update_topology, the others in operations that can't begin: nobody could go on, so tell all."""
+        waiting = {tag: ballot for tag, ballot in self.ballots.items() if not ballot.commenced}
+        if not waiting or not self.topology.union(*(b.votes for b in waiting.values())) >= set(self.ring):
+            return
+        tags = tuple(sorted(waiting))
+        names = ", ".join(f"tag {t}: {next(iter(waiting[t].votes.values())).what}" for t in tags)
+        error = f"peers called different things: some update_topology, others {names}"
+        self._say(self.ring, Crossed(tags, bool(self._admissible()), error))
+        for tag in tags:
+            del self.ballots[tag]
+        self.topology.clear()
+
+    # -- operations ------------------------------------------------------------------------------------------------
+
+    def _on_initiate(self, who: int, event: Initiate) -> None:
+        if self.forming or event.epoch != self.epoch:
+            return  # its epoch is dead: the View on its way is the answer
+        if len(event.payload) > (LARGEST_NOTE if event.what == SYNC else LARGEST_PAYLOAD):
+            self._kick(who, f"added {len(event.payload)} bytes to a vote")
+            return
+        ballot = self.ballots.setdefault(event.tag, Ballot())
+        if who in ballot.votes or len(self.ballots) > MOST_OPERATIONS:
+            self._kick(who, f"tag {event.tag} is in use" if who in ballot.votes else "too many operations at once")
+            return
+        ballot.votes[who] = event
+        ballot.seq = event.seq
+        self.roster.members[who].revision = event.revision
+        match step(event.tag, ballot, self.ring, self.incumbents):
+            case Decided(payloads, error):
+                self._decide(event.tag, payloads, error)
+            case Commenced(plan):
+                self.seq += 1
+                ballot.commenced = True
+                if not ballot.seq:
+                    ballot.seq = self.seq
+                    self._say(self.ring, Commence(event.tag, ballot.seq, plan))
+                self._decide_if_complete(event.tag, ballot)
+            case dict() as expelled:
+                self._changed([c for i, why in expelled.items() for c in self.roster.drop(i, why)])
+
+    def _on_complete(self, event: Complete, who: int) -> None:
+        tag = next((t for t, ballot in self.ballots.items() if ballot.seq == event.seq and who in ballot.votes), None)
+        if tag is None or not event.seq:
+            return  # decided already
+        if event.why:
+            self._reason = self._reason or f"{self.roster.members[who].name}: {event.why}"
+            self._form(self.ring, opened=False)
+        elif event.fault:
+            self._decide(tag, error=f"rank {self.ring.index(who)}: {event.fault}")
+        else:
+            ballot = self.ballots[tag]
+            ballot.complete.add(who)
+            self._decide_if_complete(tag, ballot)
+
+    def _decide_if_complete(self, tag: int, ballot: Ballot) -> None:
+        """An eager operation may be complete before its last vote is here."""
+        if ballot.commenced and ballot.complete >= set(self.ring):
+            self._decide(tag, ballot.payloads(self.ring))
+
+    def _decide(self, tag: int, payloads: tuple[bytes, ...] = (), error: str = "") -> None:
+        ballot = self.ballots.pop(tag)
+        if ballot.plan and not error:
+            self.revision = revision_of(ballot.plan)
+            self.incumbents = set(self.ring)
+        self._say(self.ring, Verdict(tag, bool(self._admissible()), payloads, error))
+
+    # -- for people ------------------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """How the group stands now."""
+        ranks = {i: r for r, i in enumerate(self._inside)}
+        members = sorted(self.roster.members.values(), key=lambda m: (ranks.get(m.id, len(ranks)), m.id))
+        lines = tuple(
+            MemberStatus(
+                m.id, m.name, m.host, m.port, ranks.get(m.id, -1),
+                m.state(self._now) if m.id in ranks else "joining",
+                self._now - m.progress_at, m.revision, m.labels,
+            )
+            for m in members
+        )  # fmt: skip
+        losses = tuple(PastLoss(self._now - at, loss) for at, loss in self.losses)
+        revision = max([self.revision, *(m.revision for m in self.roster.members.values())])
+        return Status(self.epoch, self.forming is not None, revision, self.seq, lines, losses)

@@ -1,0 +1,263 @@
+"""Interface: what peers, helpers and the master say to each other. Frozen, so that both worlds may share the objects.
+
+On the wire: msgpack arrays that begin with the number of the kind. A number is never used for something else again;
+`docs/compatibility.md` lists them, `tests/group/test_messages.py` holds golden bytes of each.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from atoll.errors import ProtocolError
+
+LARGEST_PAYLOAD: Final = 4096
+"""Bytes a peer may add to its vote (`gather_bytes`)."""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all."""
+
+
+class Seat(msgspec.Struct, frozen=True, array_like=True):
+    """A member and where others dial it."""
+
+    id: int
+    host: str
+    port: int
+
+
+class Loss(msgspec.Struct, frozen=True, array_like=True):
+    """Who went, and why."""
+
+    id: int
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+# -- peer -> master ---------------------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag=1):
+    """I want to be a member; others dial me at `host`, `port`; I need a ring of at least `min_world`."""
+
+    host: str
+    port: int
+    name: str = ""
+    labels: dict[str, str] = {}
+    min_world: int = 1
+
+
+class Linked(Message, frozen=True, tag=2):
+    """My link to my successor stands in the attempt `epoch`; or: these could not be reached."""
+
+    epoch: int
+    failed: tuple[int, ...] = ()
+
+
+class Topology(Message, frozen=True, tag=3):
+    """Vote: let the newcomers in."""
+
+
+class Initiate(Message, frozen=True, tag=4):
+    """Vote: begin this operation."""
+
+    epoch: int
+    tag: int
+    what: str
+    """Equal on all: kind, reduction, dtype, count, codec."""
+    payload: bytes = b""
+    """May differ from peer to peer: gathered bytes, the note on a state."""
+    moves_data: bool = True
+    seq: int = 0
+    """Not 0: the operation is eager, its data is already on the way under this number."""
+    revision: int = 0
+    """Of the state this peer holds; for status only."""
+
+
+class Complete(Message, frozen=True, tag=5):
+    """My data phase is over. `why` says what broke the link, `fault` what was wrong with the data itself."""
+
+    seq: int
+    why: str = ""
+    fault: str = ""
+
+
+class Bye(Message, frozen=True, tag=6):
+    """I leave."""
+
+
+# -- helper -> master -------------------------------------------------------------------------------------------------
+
+
+class Beat(Message, frozen=True, tag=7):
+    """What the helper of member `id` sees of its parent: running, stopped or gone. `progress` is a little-endian
+    u64."""
+
+    id: int
+    secret: bytes
+    state: str
+    progress: bytes
+
+
+# -- anyone -> master -------------------------------------------------------------------------------------------------
+
+
+class AskStatus(Message, frozen=True, tag=8):
+    """Tell me how the group stands."""
+
+
+# -- master -> peer ---------------------------------------------------------------------------------------------------
+
+
+class Welcome(Message, frozen=True, tag=20):
+    """You are known as `id`; your helper proves itself by `secret`."""
+
+    id: int
+    secret: bytes
+
+
+class Establish(Message, frozen=True, tag=21):
+    """Stop everything older, dial your successor."""
+
+    epoch: int
+    ring: tuple[Seat, ...]
+
+
+class View(Message, frozen=True, tag=22):
+    """The epoch stands. Everything undecided in an older one has failed."""
+
+    epoch: int
+    ring: tuple[int, ...]
+    """Ids in rank order."""
+    opened: bool
+    """True: answers `join` and `update_topology`. False: follows a loss or a broken link."""
+    pending: bool = False
+    lost: tuple[Loss, ...] = ()
+    reason: str = ""
+    """Why the links were made anew where nobody was lost."""
+
+
+class Commence(Message, frozen=True, tag=23):
+    """All have voted: move the data. `plan` comes from an election, else it is empty."""
+
+    tag: int
+    seq: int
+    plan: bytes = b""
+
+
+class Verdict(Message, frozen=True, tag=24):
+    """This operation is over for all: done, or in error for all who voted."""
+
+    tag: int
+    pending: bool
+    payloads: tuple[bytes, ...] = ()
+    error: str = ""
+
+
+class Crossed(Message, frozen=True, tag=25):
+    """Some wait in `update_topology`, the others in the operations `tags`: nobody could go on, all of these fail."""
+
+    tags: tuple[int, ...]
+    pending: bool
+    error: str
+
+
+class Expel(Message, frozen=True, tag=26):
+    """The group goes on without you."""
+
+    reason: str
+
+
+class Refuse(Message, frozen=True, tag=27):
+    """You can't be a member."""
+
+    reason: str
+
+
+class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
+    """One line of `atoll status`."""
+
+    id: int
+    name: str
+    host: str
+    port: int
+    rank: int
+    """-1: not in the ring yet."""
+    state: str
+    """running, slow, stopped or joining."""
+    silent_s: float
+    """Since its last sign of progress."""
+    revision: int
+    labels: dict[str, str]
+
+
+class PastLoss(msgspec.Struct, frozen=True, array_like=True):
+    """A loss and how long ago it was."""
+
+    ago_s: float
+    loss: Loss
+
+
+class Status(Message, frozen=True, tag=28):
+    """How the group stands."""
+
+    epoch: int
+    forming: bool
+    revision: int
+    operations: int
+    """Commenced so far."""
+    members: tuple[MemberStatus, ...]
+    """In rank order, then those who wait."""
+    losses: tuple[PastLoss, ...]
+    """The newest first."""
+
+
+# -- peer -> peer -----------------------------------------------------------------------------------------------------
+
+
+class LinkHello(Message, frozen=True, tag=40):
+    """First words on a link: who dials, in which epoch."""
+
+    epoch: int
+    id: int
+
+
+class LinkAck(Message, frozen=True, tag=41):
+    """The link is good."""
+
+    epoch: int
+
+
+FromPeer = Hello | Linked | Topology | Initiate | Complete | Bye
+ToMaster = FromPeer | Beat | AskStatus
+ToPeer = Welcome | Establish | View | Commence | Verdict | Crossed | Expel | Refuse
+OnLink = LinkHello | LinkAck
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[Any, Any] = {kinds: msgspec.msgpack.Decoder(kinds) for kinds in (ToMaster, ToPeer | Status, OnLink)}
+encode = _encoder.encode
+
+
+def _decode(kinds: Any, data: bytes | memoryview) -> Any:
+    try:
+        return _decoders[kinds].decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"unreadable message: {error}") from None
+
+
+def decode_to_master(data: bytes | memoryview) -> ToMaster:
+    """What a peer, a helper or a visitor says to the master. ProtocolError where it is none of that."""
+    return _decode(ToMaster, data)  # type: ignore[no-any-return]
+
+
+def decode_to_peer(data: bytes | memoryview) -> ToPeer | Status:
+    """What the master says."""
+    return _decode(ToPeer | Status, data)  # type: ignore[no-any-return]
+
+
+def decode_on_link(data: bytes | memoryview) -> OnLink:
+    """What one peer says to the next."""
+    return _decode(OnLink, data)  # type: ignore[no-any-return]

@@ -1,0 +1,101 @@
+"""Driver: the master on sockets, in a process of its own or a thread of a program (`atoll.Master`)."""
+
+import logging
+import secrets
+import threading
+import time
+from types import TracebackType
+from typing import Final, Self
+
+from atoll.errors import AtollError
+from atoll.group import messages
+from atoll.group.api import Say
+from atoll.group.master import Master as MasterPolicy
+from atoll.group.messages import ToMaster
+from atoll.group.roster import Gone, Tick
+from atoll.group.wire import GREETING, parse_address
+from atoll.net.channel import CONTROL, Channel
+from atoll.net.loop import SocketLoop
+
+log = logging.getLogger("atoll.master")
+
+TICK_S: Final = 0.5
+
+
+class Master:
+    """Listens at `address` ("host:port"; port 0: any free one). A context manager that runs it in a thread of its
+    own."""
+
+    def __init__(self, address: str = "127.0.0.1:0") -> None:
+        self._policy = MasterPolicy(lambda: secrets.token_bytes(16))
+        self._net = SocketLoop(GREETING)
+        self._channels: dict[int, Channel] = {}
+        self._last = 0
+        self._running = True
+        self._thread: threading.Thread | None = None
+        host, port = parse_address(address)
+        try:
+            bound = self._net.listen(host, port, self._accepted)
+        except OSError as error:
+            self._net.close()
+            raise AtollError(
+                f"can't listen on {address} ({error.strerror}): choose another with --listen, or end what uses it"
+            ) from None
+        self.address = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
+        """Where peers join."""
+        self._net.after(TICK_S, self._tick)
+
+    def run(self) -> None:
+        """Serve until `close` is called from another thread."""
+        try:
+            while self._running:
+                self._net.turn()
+        finally:
+            self._net.close()
+
+    def close(self) -> None:
+        """End it: every peer's next call raises `MasterLost`."""
+        self._running = False
+        self._net.ring()
+        if self._thread is not None:
+            self._thread.join(10.0)
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self.run, name="atoll-master", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _accepted(self, channel: Channel) -> None:
+        self._last += 1
+        who = self._last
+        self._channels[who] = channel
+        self._net.add(channel, lambda _, seq, body: self._heard(who, body), lambda _, why: self._lost(who, why))
+
+    def _heard(self, who: int, body: memoryview) -> None:
+        self._feed(who, messages.decode_to_master(body))
+
+    def _lost(self, who: int, why: str) -> None:
+        self._channels.pop(who, None)
+        if why:
+            log.info("connection %d ended: %s", who, why)
+        self._feed(who, Gone(f"connection lost: {why}"))
+
+    def _tick(self) -> None:
+        self._feed(0, Tick())
+        self._net.after(TICK_S, self._tick)
+
+    def _feed(self, who: int, event: ToMaster | Tick | Gone) -> None:
+        for action in self._policy.handle(who, event, time.monotonic()):
+            if isinstance(action, Say):
+                channel = self._channels.get(action.to)
+                if channel is not None:
+                    self._net.send(channel, CONTROL, messages.encode(action.message))
+            else:
+                channel = self._channels.pop(action.who, None)
+                if channel is not None:
+                    self._net.remove(channel)

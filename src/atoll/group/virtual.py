@@ -1,0 +1,317 @@
+"""Driver: the same master, peer policy, station and Group over simulated links, in virtual time.
+
+world = World(seed=1)
+for i in range(64):
+    world.start(f"peer-{i}", main)      # main() calls atoll.join(...) as it would for real
+world.run()
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from atoll import rng
+from atoll.group.api import Close, LinkDown, LinkUp, PeerEvent, Say, Ticket
+from atoll.group.master import Master
+from atoll.group.messages import Beat, Seat, ToMaster
+from atoll.group.peer import Peer
+from atoll.group.roster import Gone, Tick
+from atoll.group.station import Station
+from atoll.runtime.api import settle
+from atoll.sim.links import Link
+from atoll.sim.loop import Loop, Program
+
+if TYPE_CHECKING:
+    from atoll.cost import Op
+
+T = TypeVar("T")
+
+TICK_S = 0.5
+PATIENCE_S = 30.0
+"""With nothing but ticks left for so long, which outlasts every limit of the master, programs are deadlocked."""
+_FRAME_HEAD = 12
+
+
+class World:
+    """One master and simulated processes; messages take `latency_s`, data latency plus bytes over `bytes_per_s`.
+
+    `cost` says how many seconds a `Node.compute` takes. `jitter`: how much longer a message may take, in latencies.
+    `tie_break`: a seed that permutes events of the same moment.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        latency_s: float = 100e-6,
+        bytes_per_s: float = 1e9,
+        jitter: float = 0.0,
+        tie_break: int | None = None,
+        cost: "Callable[[Op], float]" = lambda op: 0.0,
+    ) -> None:
+        self.loop = Loop(tie_break)
+        self.seed, self.cost = seed, cost
+        self.latency_s, self.bytes_per_s = latency_s, bytes_per_s
+        self.master = Master(lambda: b"")
+        self.processes: list[Process] = []
+        self.ports: dict[int, VirtualPort] = {}
+        self.said: list[tuple[int, Any]] = []
+        """Everything the master said, to whom; for tests."""
+        self._idle_ticks = 0
+        luck = rng.stream(seed, "jitter")
+        self._jitter = (lambda: jitter * luck.random()) if jitter else (lambda: 0.0)
+
+    def start(self, name: str, main: Callable[[], Any], delay_s: float = 0.0) -> "Process":
+        """A process that runs `main` from `delay_s` on."""
+        process = Process(self, name, main)
+        self.processes.append(process)
+        self.loop.post(round(delay_s * 1e9), process.call, process.program.resume)
+        return process
+
+    def run(self, until_s: float | None = None) -> None:
+        """Until every program has ended (Deadlock: they can't), or for that much virtual time."""
+        until_ns = None if until_s is None else round(until_s * 1e9)
+        self.loop.post(0, self._tick)
+        try:
+            while self._going() and (until_ns is None or self.loop.now_ns < until_ns):
+                self.loop.step()
+        except BaseException:
+            self.loop.close()
+            raise
+
+    def _going(self) -> bool:
+        """Ticks go on for ever, so look whether anybody still lives."""
+        return any(not p.program.ended for p in self.processes)
+
+    def link(self) -> Link:
+        """A new stream between two places."""
+        return Link(self.loop, self.latency_s, self.bytes_per_s, self._jitter)
+
+    def tell_master(self, who: int, event: ToMaster | Tick | Gone) -> None:
+        """The master hears `event` now."""
+        for action in self.master.handle(who, event, self.loop.now_s):
+            match action:
+                case Say(to, message):
+                    self.said.append((to, message))
+                    port = self.ports[to]
+                    port.from_master.carry(0, port.process.call, port.heard, message)
+                case Close():
+                    pass  # the Expel before it says the same
+
+    def _tick(self) -> None:
+        """Stands for the helpers, who see whether a process is frozen, and for the master's own clock."""
+        for port in list(self.ports.values()):
+            if not port.closed:
+                state = "stopped" if port.process.frozen else "running"
+                self.tell_master(port.id, Beat(port.id, b"", state, b""))
+        self.tell_master(0, Tick())
+        self._idle_ticks = 0 if self.loop.pending() else self._idle_ticks + 1
+        if self._idle_ticks * TICK_S > PATIENCE_S:
+            self.loop.check_deadlock()
+        self.loop.post(round(TICK_S * 1e9), self._tick)
+
+
+class Process:
+    """A simulated process: one program, and a port for each time it joins. Also its `Node`."""
+
+    def __init__(self, world: World, name: str, main: Callable[[], Any]) -> None:
+        self.world, self.name = world, name
+        self.frozen = self.dead = False
+        self._backlog: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self.port: VirtualPort | None = None
+
+        def body() -> Any:
+            settle(self)
+            return main()
+
+        self.program = Program(world.loop, name, body)
+
+    # -- what happens to it ----------------------------------------------------------------------------------------
+
+    def call(self, fn: Callable[..., object], *args: Any) -> None:
+        """The one door by which events reach the process: a frozen one hears them later, a dead one never."""
+        if not self.dead:
+            self._backlog.append((fn, args))
+            self._hear()
+
+    def _hear(self) -> None:
+        while self._backlog and not self.frozen and not self.dead:
+            fn, args = self._backlog.popleft()
+            fn(*args)
+
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        self.frozen = True
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.frozen = False
+        self._hear()
+
+    def crash(self) -> None:
+        """SIGKILL: connections reset, the program ends where it waits."""
+        if self.dead or self.program.ended:
+            return
+        self.dead = True
+        if self.port is not None:
+            self.port.end("connection lost")
+        self.program.crash()
+
+    # -- Node ------------------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self.world.loop.now_s
+
+    def sleep(self, seconds: float) -> None:
+        if seconds < 0:
+            raise ValueError(f"can't sleep for {seconds} s")
+        self.world.loop.post(round(seconds * 1e9), self.call, self.program.resume)
+        self.program.park(f"the end of sleep({seconds})")
+
+    def rng(self, *names: str | int) -> np.random.Generator:
+        return rng.stream(self.world.seed, *names)
+
+    def compute(self, op: "Op", fn: Callable[[], T]) -> T:
+        value = fn()
+        seconds = self.world.cost(op)
+        if seconds:
+            self.sleep(seconds)
+        return value
+
+    def open_port(self, address: str) -> "VirtualPort":
+        """There is one master; the address is not looked at."""
+        self.port = VirtualPort(self)
+        return self.port
+
+
+class _Wire:
+    """A data link of one epoch between two ports."""
+
+    def __init__(self, epoch: int, source: "VirtualPort", target: "VirtualPort") -> None:
+        self.epoch, self.source, self.target = epoch, source, target
+        self.link = source.world.link()
+        self.held: deque[tuple[int, bytes]] = deque()
+        """Frames whose operation has not commenced at the target."""
+
+
+class VirtualPort:
+    """`Port` for a program and `Carrier` for its station."""
+
+    def __init__(self, process: Process) -> None:
+        self.process, self.world = process, process.world
+        self.id = len(self.world.ports) + 1
+        self.world.ports[self.id] = self
+        self.station = Station(Peer("127.0.0.1", self.id), self)
+        self.closed = False
+        self.to_master, self.from_master = self.world.link(), self.world.link()
+        self._waits_for: Ticket | None = None
+        self._out: _Wire | None = None
+        self._in: dict[tuple[int, int], _Wire] = {}
+
+    # -- Port ------------------------------------------------------------------------------------------------------
+
+    def submit(self, ticket: Ticket) -> None:
+        self.station.feed(ticket)
+
+    def wait(self, ticket: Ticket, timeout_s: float | None) -> bool:
+        if ticket.outcome is None:
+            self._waits_for = ticket
+            if timeout_s is not None:
+                self.world.loop.post(round(timeout_s * 1e9), self.process.call, self._resume, ticket)
+            self.process.program.park(f"{ticket.kind} with tag {ticket.tag} of epoch {ticket.epoch}")
+        return ticket.outcome is not None
+
+    def now(self) -> float:
+        return self.process.now()
+
+    def close(self) -> None:
+        self.end("left")
+
+    def end(self, reason: str) -> None:
+        """Connections of this port break; the others hear of it."""
+        if self.closed:
+            return
+        self.closed = True
+        wires = [*self._in.values(), *([self._out] if self._out else [])]
+        for wire in wires:
+            other = wire.target if wire.source is self else wire.source
+            link = wire.link if wire.source is self else self.world.link()
+            link.carry(0, other.process.call, other.link_down, wire.epoch, self.id)
+        self.to_master.carry(0, self.world.tell_master, self.id, Gone(reason))
+
+    def _resume(self, ticket: Ticket) -> None:
+        if self._waits_for is ticket:
+            self._waits_for = None
+            self.process.program.resume()
+
+    # -- Carrier ---------------------------------------------------------------------------------------------------
+
+    def heard(self, event: PeerEvent) -> None:
+        """Something for the peer policy."""
+        if not self.closed:
+            self.station.feed(event)
+
+    def tell(self, message: ToMaster) -> None:
+        if not self.closed:
+            self.to_master.carry(0, self.world.tell_master, self.id, message)
+
+    def relink(self, epoch: int, successor: Seat | None) -> None:
+        self._out = None
+        self._in = {key: wire for key, wire in self._in.items() if key[0] >= epoch >= 0}
+        if successor is not None:
+            self.world.link().carry(0, self._knock, epoch, self.world.ports[successor.id])
+
+    def _knock(self, epoch: int, other: "VirtualPort") -> None:
+        if other.closed:
+            self.world.link().carry(
+                0, self.process.call, self.heard, LinkDown(epoch, other.id, "nothing listens there")
+            )
+        else:
+            other.process.call(other._accept, _Wire(epoch, self, other))
+
+    def _accept(self, wire: _Wire) -> None:
+        if not self.closed and wire.epoch >= self.station.epoch:
+            self._in[wire.epoch, wire.source.id] = wire
+            self.world.link().carry(0, wire.source.process.call, wire.source._dialled, wire)
+
+    def _dialled(self, wire: _Wire) -> None:
+        if wire.epoch == self.station.epoch and not self.closed:
+            self._out = wire
+            self.heard(LinkUp(wire.epoch, wire.target.id))
+
+    def link_down(self, epoch: int, other: int) -> None:
+        """The far end of a link is gone."""
+        if epoch == self.station.epoch:
+            self.heard(LinkDown(epoch, other, "reset"))
+
+    def send(self, to: int, seq: int, data: memoryview) -> None:
+        wire = self._out
+        if wire is not None and wire.target.id == to:
+            port = wire.target
+            wire.link.carry(len(data) + _FRAME_HEAD, port.process.call, port._arrived, wire, seq, bytes(data))
+
+    def _arrived(self, wire: _Wire, seq: int, data: bytes) -> None:
+        if not self.closed and self._in.get((wire.epoch, wire.source.id)) is wire:
+            wire.held.append((seq, data))
+            self._take(wire)
+
+    def _take(self, wire: _Wire) -> None:
+        while wire.held:
+            seq, data = wire.held[0]
+            place = self.station.place(wire.source.id, seq, len(data))
+            if place is None:
+                return
+            wire.held.popleft()
+            place[:] = data
+            self.station.landed(wire.source.id, seq, place)
+
+    def resume(self, source: int) -> None:
+        wire = self._in.get((self.station.epoch, source))
+        if wire is not None and wire.held:
+            self._take(wire)
+
+    def wake(self, ticket: Ticket) -> None:
+        if self._waits_for is ticket:
+            self.world.loop.post(0, self.process.call, self._resume, ticket)

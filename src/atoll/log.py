@@ -1,0 +1,66 @@
+"""Driver: where the messages of the loggers `atoll.*` go: warnings to the terminal, everything to the run's folder."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+
+def setup(run: Path | None, debug: bool = False) -> None:
+    """Send warnings to stderr in short lines and, given a run's folder, everything to its `log.jsonl`.
+
+    `debug`: everything goes to stderr too, with tracebacks. May be called again; the last call holds.
+    """
+    logger = logging.getLogger("atoll")
+    for handler in [h for h in logger.handlers if isinstance(h, _Terminal | _File)]:
+        logger.removeHandler(handler)
+        handler.close()
+    logger.addHandler(_Terminal(debug))
+    if run is not None:
+        logger.addHandler(_File(run / "log.jsonl"))
+    logger.setLevel(logging.DEBUG if debug or run is not None else logging.WARNING)
+
+
+class _Terminal(logging.Handler):
+    """Looks up `sys.stderr` for each line, as a live view may stand in its place for a while."""
+
+    def __init__(self, debug: bool) -> None:
+        super().__init__(logging.DEBUG if debug else logging.WARNING)
+        self.setFormatter(_Line(with_traceback=debug))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+
+class _File(logging.FileHandler):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.setFormatter(_Json())
+
+
+class _Line(logging.Formatter):
+    def __init__(self, with_traceback: bool) -> None:
+        super().__init__()
+        self._with_traceback = with_traceback
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{record.levelname.lower()}: {record.getMessage()}"
+        if self._with_traceback and record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "t": record.created,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)

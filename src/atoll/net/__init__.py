@@ -1,0 +1,1 @@
+"""Interface: bytes between computers."""

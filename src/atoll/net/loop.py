@@ -1,0 +1,274 @@
+"""Driver: one selector, one thread: listens, dials, reads and writes channels, keeps timers. Never blocks but in
+`turn`.
+
+The wire thread of a peer and the master's process both run one. Losing a connection is reported once, by the reading
+side; an error while writing waits for that.
+"""
+
+import errno
+import heapq
+import logging
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from atoll.errors import AtollError
+from atoll.net.channel import CONTROL, Channel
+from atoll.net.preamble import Greeting
+
+log = logging.getLogger("atoll.net")
+
+Address = tuple[str, int]
+Frame = Callable[[Channel, int, memoryview], None]
+Broken = Callable[[Channel, str], None]
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_LARGEST_BACKLOG: Final = 64 << 20
+"""Bytes of messages that may wait for one slow reader; data frames are bounded by their operation."""
+_MOST_CHANNELS: Final = 4096
+_GREETING_S: Final = 10.0
+_IN_PROGRESS: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS)}
+
+
+@dataclass(slots=True)
+class _Ends:
+    frame: Frame
+    broken: Broken
+    events: int = 0
+
+
+class SocketLoop:
+    """Callbacks per connection and per moment."""
+
+    def __init__(self, greeting: Greeting) -> None:
+        self.greeting = greeting
+        self.channels: dict[Channel, _Ends] = {}
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._cancelled: set[int] = set()
+        self._last_timer = 0
+        self._sockets: list[socket.socket] = []
+        ours, self._bell = socket.socketpair()
+        for end in (ours, self._bell):
+            end.setblocking(False)
+            self._sockets.append(end)
+        self._selector.register(ours, _READ, lambda _: self._drain(ours))
+
+    # -- connections ------------------------------------------------------------------------------------------------
+
+    def listen(self, host: str, port: int, accepted: Callable[[Channel], None]) -> Address:
+        """Accept connections; returns the address bound. OSError where that isn't possible."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        server = socket.create_server((host, port), family=family, backlog=256)
+        server.setblocking(False)
+        self._sockets.append(server)
+        self._selector.register(server, _READ, lambda _: self._accept(server, accepted))
+        name = server.getsockname()
+        return str(name[0]), int(name[1])
+
+    def _accept(self, server: socket.socket, accepted: Callable[[Channel], None]) -> None:
+        try:
+            sock, _ = server.accept()
+        except OSError as error:  # gone again, or no descriptor left: those who are in matter more
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                log.warning("no file descriptor left for a new connection")
+            return
+        if len(self.channels) >= _MOST_CHANNELS:
+            sock.close()
+            return
+        channel = Channel(sock, self.greeting)
+        self.after(_GREETING_S, lambda: self._expect_greeting(channel))
+        accepted(channel)
+
+    def _expect_greeting(self, channel: Channel) -> None:
+        if channel in self.channels and channel.greeting is None:
+            self._break(channel, f"said nothing for {_GREETING_S:g} s")
+
+    def dial(
+        self, address: Address, timeout_s: float, connected: Callable[[Channel], None], failed: Callable[[str], None]
+    ) -> Callable[[], None]:
+        """Connect without blocking; exactly one of the two is called, unless the returned function cancels before."""
+        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        sock.setblocking(False)
+        done = False
+
+        def end(why: str | None) -> None:
+            nonlocal done
+            if done:
+                return
+            done = True
+            self._selector.unregister(sock)
+            self.cancel(timer)
+            if why is None:
+                connected(Channel(sock, self.greeting))
+            else:
+                sock.close()
+                failed(why)
+
+        def writable(_: int) -> None:
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            end(None if code == 0 else _why(code))
+
+        def cancel() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                self._selector.unregister(sock)
+                self.cancel(timer)
+                sock.close()
+
+        code = sock.connect_ex(address)
+        self._selector.register(sock, _WRITE, writable)
+        timer = self.after(timeout_s, lambda: end(f"no answer within {timeout_s:g} s"))
+        if code not in (0, *_IN_PROGRESS):
+            self.after(0.0, lambda: end(_why(code)))
+        return cancel
+
+    def add(self, channel: Channel, frame: Frame, broken: Broken) -> None:
+        """Read `channel`: `frame(channel, sequence, bytes)` per frame, `broken(channel, why)` once. Again: new
+        listeners."""
+        ends = self.channels.get(channel)
+        if ends is not None:
+            ends.frame, ends.broken = frame, broken
+            return
+        self.channels[channel] = _Ends(frame, broken)
+        self._write(channel)
+
+    def send(self, channel: Channel, sequence: int, data: bytes | memoryview) -> None:
+        """Queue a frame and write what goes."""
+        if channel in self.channels:
+            channel.put(sequence, data)
+            self._write(channel)
+            if sequence == CONTROL and channel.backlog > _LARGEST_BACKLOG:
+                self.after(0.0, lambda: self._break(channel, "reads too slowly"))
+
+    def resume(self, channel: Channel) -> None:
+        """A held channel may have a place for its frame now."""
+        if channel in self.channels and channel.held:
+            self._read(channel)
+
+    def remove(self, channel: Channel) -> None:
+        """Close without a report."""
+        ends = self.channels.pop(channel, None)
+        if ends is not None:
+            if ends.events:
+                self._selector.unregister(channel.sock)
+            channel.close()
+
+    # -- time and turns -----------------------------------------------------------------------------------------------
+
+    def after(self, seconds: float, fn: Callable[[], None]) -> int:
+        """Call `fn` in `seconds`; returns a token for `cancel`."""
+        self._last_timer += 1
+        heapq.heappush(self._timers, (time.monotonic() + seconds, self._last_timer, fn))
+        return self._last_timer
+
+    def cancel(self, token: int) -> None:
+        """Forget a timer that has not fired."""
+        self._cancelled.add(token)
+
+    def ring(self) -> None:
+        """From any thread: end the wait of `turn`."""
+        try:
+            self._bell.send(b"!")
+        except OSError:  # full: it rings already; closed: nobody waits
+            pass
+
+    def turn(self, timeout_s: float | None = None) -> None:
+        """Wait for the next thing to happen and handle all that is ready."""
+        if self._timers:
+            until = max(0.0, self._timers[0][0] - time.monotonic())
+            timeout_s = until if timeout_s is None else min(timeout_s, until)
+        for key, mask in self._selector.select(timeout_s):
+            if key.fileobj.fileno() >= 0:  # type: ignore[union-attr]  # not closed by an earlier callback of this turn
+                key.data(mask)
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _, token, fn = heapq.heappop(self._timers)
+            if token in self._cancelled:
+                self._cancelled.discard(token)
+            else:
+                fn()
+
+    def flush(self, within_s: float) -> None:
+        """Wait until all that was queued has left, but not longer."""
+        end = time.monotonic() + within_s
+        while any(c.outgoing for c in self.channels) and time.monotonic() < end:
+            self.turn(end - time.monotonic())
+
+    def close(self) -> None:
+        """Close every socket."""
+        for channel in list(self.channels):
+            self.remove(channel)
+        self._selector.close()
+        for sock in self._sockets:
+            sock.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _drain(self, bell: socket.socket) -> None:
+        try:
+            bell.recv(4096)
+        except (BlockingIOError, InterruptedError):
+            pass
+
+    def _ready(self, channel: Channel, mask: int) -> None:
+        if mask & _WRITE:
+            self._write(channel)
+        if mask & _READ and channel in self.channels:
+            self._read(channel)
+
+    def _read(self, channel: Channel) -> None:
+        try:
+            for sequence, body in channel.read():
+                ends = self.channels[channel]
+                ends.frame(channel, sequence, body)
+                if channel not in self.channels:  # closed by what it said
+                    return
+        except (OSError, AtollError) as error:
+            self._break(channel, str(error))
+        else:
+            self._watch(channel)
+
+    def _write(self, channel: Channel) -> None:
+        try:
+            channel.flush()
+        except OSError:
+            channel.outgoing.clear()  # reading will tell
+            channel.backlog = 0
+        self._watch(channel)
+
+    def _watch(self, channel: Channel) -> None:
+        """Ask for readability unless held, for writability only while bytes wait."""
+        ends = self.channels.get(channel)
+        if ends is None:
+            return
+        events = (0 if channel.held else _READ) | (_WRITE if channel.outgoing else 0)
+        if events == ends.events:
+            return
+        if not events:
+            self._selector.unregister(channel.sock)
+        elif not ends.events:
+            self._selector.register(channel.sock, events, lambda mask: self._ready(channel, mask))
+        else:
+            self._selector.modify(channel.sock, events, self._selector.get_key(channel.sock).data)
+        ends.events = events
+
+    def _break(self, channel: Channel, why: str) -> None:
+        ends = self.channels.get(channel)
+        if ends is not None:
+            self.remove(channel)
+            ends.broken(channel, why)
+
+
+def local_host(channel: Channel) -> str:
+    """The address of this end: how neighbours on the same network reach this machine."""
+    name: Any = channel.sock.getsockname()
+    return str(name[0])
+
+
+def _why(code: int) -> str:
+    return "nothing listens there" if code == errno.ECONNREFUSED else errno.errorcode.get(code, str(code))

@@ -1,0 +1,1 @@
+"""Interface: the same world in virtual time."""

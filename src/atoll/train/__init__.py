@@ -1,0 +1,1 @@
+"""Interface: training: strategies over a group, the loop, text, checkpoints."""

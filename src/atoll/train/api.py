@@ -1,0 +1,62 @@
+"""Interface: what a training loop and a strategy are to each other."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from atoll.group.facade import Group
+
+
+@dataclass(frozen=True, slots=True)
+class StepInfo:
+    """What one step came to on this peer."""
+
+    loss: float
+    tokens: int
+    bytes_sent: int = 0
+    """To other peers, by the strategy."""
+    exposed_wait_s: float = 0.0
+    """Time the step stood still for communication."""
+    boundary: bool = True
+    """The shared state is whole and up to date on all peers after this step (nothing may be in flight: see `drain`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin to exchange fragment `fragment`."""
+
+    fragment: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Take what came of the exchange of fragment `fragment` begun last."""
+
+    fragment: int
+
+
+class Strategy(Protocol):
+    """Owns all of the update, from batch to new parameters."""
+
+    steps: torch.Tensor
+    """Steps taken, one int64; part of what is shared."""
+
+    def enter(self, group: Group) -> None:
+        """Train with this group from now on."""
+
+    def step(self, batch: torch.Tensor) -> StepInfo:
+        """Learn from `batch` [sequences, time + 1], and exchange what the schedule asks for."""
+
+    def drain(self) -> Any:
+        """Finish what is in flight, so that the shared state may be looked at, saved or given to newcomers."""
+
+    def shared(self) -> dict[str, torch.Tensor]:
+        """What all peers hold in the same bits."""
+
+    def local(self) -> dict[str, Any]:
+        """What a checkpoint needs besides."""
+
+    def load_local(self, state: dict[str, Any]) -> None: ...
+    def reload(self) -> None:
+        """The shared tensors have been written from outside: go on from them."""

@@ -1,0 +1,226 @@
+"""Program: the training loop: enter the group, agree on the state, step, save; go on whoever comes and goes.
+
+batch -> strategy.step -> exchange -> group.all_reduce -> wire thread -> ring over links -> the same bits on
+every peer
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from atoll.errors import AtollError, Expelled, InvalidConfig, PeerLost
+from atoll.group.facade import Group
+from atoll.group.state import SharedState
+from atoll.model.saved import save_model
+from atoll.model.tokenizer import ByteTokenizer
+from atoll.model.transformer import Transformer, TransformerConfig
+from atoll.runtime.api import here
+from atoll.train.checkpoint import load_newest, save_checkpoint
+from atoll.train.flat import FlatModel
+from atoll.train.optimisers import warm_up_then_cosine
+from atoll.train.outer import OuterLoop
+from atoll.train.settings import TrainSettings
+from atoll.train.shards import Shards, batch, count_windows
+from atoll.train.strategies import ddp, diloco
+from atoll.train.text import Corpus
+
+Report = Callable[..., None]
+"""Called with an event's name and its fields."""
+
+EVALUATED_WINDOWS = 64
+
+
+class Trainer:
+    """One peer's part in a run. `save_to`: the run's folders for checkpoints and the model; None: nothing is saved."""
+
+    def __init__(
+        self, settings: TrainSettings, corpus: Corpus, report: Report, save_to: "Folders | None" = None
+    ) -> None:
+        self.settings, self.corpus, self.report, self.save_to = settings, corpus, report, save_to
+        s = settings
+        self.model = Transformer(
+            TransformerConfig(width=s.model.width, layers=s.model.layers, heads=s.model.heads, context=s.model.context)
+        )
+        self.model.initialise(s.seed)
+        self.strategy = make_strategy(s, FlatModel(self.model))
+        self.shards = Shards(count_windows(corpus.train, s.model.context), s.seed)
+        self.cursor = torch.zeros(1, dtype=torch.int64)
+        """Windows of the text the group has used."""
+        self.state = SharedState({**self.strategy.shared(), "cursor": self.cursor})
+        self.sent = self.ddp_would_send = 0
+        self._saved_at = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return int(self.strategy.steps)
+
+    def run(self, join: Callable[[], Group]) -> None:
+        """Train to the end, joining again when the group has gone on without us."""
+        while True:
+            with join() as group:
+                self.report("joined", id=group.id, world=group.world, rank=group.rank, epoch=group.epoch)
+                try:
+                    self._train(group)
+                    self._end(group)
+                    return
+                except Expelled as error:
+                    self.report("expelled", message=str(error))
+
+    def resume(self, folder: Path) -> None:
+        """Go on from the newest checkpoint in `folder`."""
+        tensors, about = load_newest(folder)
+        if difference := _difference(about, self._essentials()):
+            raise InvalidConfig(f"{folder}: the checkpoint is of another run: {difference}; resume with the same flags")
+        for name, tensor in self.state.tensors.items():
+            tensor.copy_(tensors[name])
+        self.strategy.load_local(tensors)
+        self.strategy.reload()
+        self.state.revision = self._saved_at = self.steps
+        self.report("resumed", step=self.steps)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _train(self, group: Group) -> None:
+        self.strategy.enter(group)
+        seen = -1
+        while self.steps < self.settings.steps:
+            try:
+                if group.peers_pending():
+                    self.strategy.drain()  # newcomers were no part of it: they get what came of it by the sync
+                    group.update_topology()
+                if group.epoch != seen:
+                    self.strategy.drain()
+                    self._agree(group)
+                    seen = group.epoch
+                self._step(group)
+            except PeerLost as error:
+                self.report("lost", message=str(error), world=group.world, epoch=group.epoch)
+
+    def _agree(self, group: Group) -> None:
+        """Somebody came or went: the same state on all, and the same intentions."""
+        result = group.sync(self.state)
+        if result.bytes_received:
+            self.strategy.reload()
+            self._saved_at = self.steps
+        self.report(
+            "synced",
+            revision=self.state.revision,
+            received=result.bytes_received,
+            world=group.world,
+            rank=group.rank,
+            epoch=group.epoch,
+            hash=self.state.digest(),
+        )
+        mine = self._essentials()
+        oldest = json.loads(group.gather_bytes(json.dumps(mine).encode())[0])
+        if difference := _difference(oldest, mine):
+            raise InvalidConfig(f"the group trains something else: {difference}; join with the same flags and text")
+        if self.steps == 0 and group.rank == 0:
+            self.report("evaluated", step=0, loss=self.evaluate())
+
+    def _step(self, group: Group) -> None:
+        s, world, step = self.settings, group.world, self.steps
+        began = here().now()
+        indices = self.shards.indices(int(self.cursor), group.rank, world, s.batch)
+        info = self.strategy.step(batch(self.corpus.train, indices, s.model.context))
+        self.cursor += world * s.batch
+        self.state.revision = self.steps
+        self.sent += info.bytes_sent
+        self.ddp_would_send += 8 * sum(p.numel() for p in self.model.parameters()) * (world - 1) // world
+        seconds = here().now() - began
+        self.report(
+            "step",
+            step=step + 1,
+            loss=info.loss,
+            tokens=info.tokens,
+            seconds=seconds,
+            waited=info.exposed_wait_s,
+            sent=self.sent,
+            ddp=self.ddp_would_send,
+            world=group.world,
+            rank=group.rank,
+            epoch=group.epoch,
+            **({"hash": self.state.digest(), "revision": self.state.revision} if info.boundary else {}),
+        )
+        due = s.save_every and self.steps - self._saved_at >= s.save_every
+        if info.boundary and due and self.steps < s.steps:
+            self.strategy.drain()  # by all, so that a run that saves and one that resumes take the same steps
+            self._save(group)
+
+    def _save(self, group: Group) -> None:
+        self._saved_at = self.steps
+        if group.rank == 0 and self.save_to is not None:
+            tensors = {**self.state.tensors, **self.strategy.local()}
+            path = save_checkpoint(self.save_to.checkpoint, self.steps, tensors, self._essentials())
+            self.report("saved", path=str(path), step=self.steps)
+
+    def _end(self, group: Group) -> None:
+        while True:
+            try:
+                self.strategy.drain()
+                group.barrier()
+                break
+            except PeerLost as error:
+                self.report("lost", message=str(error), world=group.world, epoch=group.epoch)
+        self._save(group)
+        digest = self.state.digest()
+        if group.rank == 0:
+            self.report("evaluated", step=self.steps, loss=self.evaluate())
+            if self.save_to is not None:
+                save_model(self.save_to.model, self.model, ByteTokenizer())
+                self.report("saved", path=str(self.save_to.model), step=self.steps)
+        try:
+            group.barrier()
+        except AtollError:
+            pass  # the others have gone: so may we
+        self.report("done", step=self.steps, hash=digest, sent=self.sent, ddp=self.ddp_would_send)
+
+    def evaluate(self) -> float:
+        """Loss on the held-out text, nats per byte."""
+        context = self.settings.model.context
+        held_out = self.corpus.held_out
+        windows = min(EVALUATED_WINDOWS, count_windows(held_out, context))
+        with torch.no_grad():
+            losses = [
+                float(self.model.loss(batch(held_out, part, context))) * len(part)
+                for part in np.array_split(np.arange(windows), -(-windows // 16))
+            ]
+        return sum(losses) / windows
+
+    def _essentials(self) -> dict[str, Any]:
+        """What must be the same on all peers."""
+        settings = asdict(self.settings)
+        for name in ("text", "save_every"):
+            settings.pop(name)
+        return {**settings, "text": self.corpus.fingerprint}
+
+
+class Folders:
+    """Where a run saves: `checkpoint` and `model`, made when needed."""
+
+    def __init__(self, checkpoint: Path, model: Path) -> None:
+        self.checkpoint, self.model = checkpoint, model
+
+
+def make_strategy(s: TrainSettings, model: FlatModel) -> OuterLoop:
+    """The strategy the settings name."""
+    rate = warm_up_then_cosine(s.lr, s.steps, s.warm_up)
+    codec = None if s.codec == "none" else s.codec
+    if s.strategy == "ddp":
+        return ddp(model, rate, delay=s.delay, codec=codec)
+    return diloco(
+        model, rate, every=s.every, delay=s.delay, codec=codec, outer_rate=s.outer_lr, outer_momentum=s.outer_momentum
+    )
+
+
+def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    """What differs, in words; empty: nothing."""
+    theirs, mine = json.loads(json.dumps(theirs)), json.loads(json.dumps(mine))
+    names = [name for name in sorted(theirs.keys() | mine.keys()) if theirs.get(name) != mine.get(name)]
+    return ", ".join(f"{name} {theirs.get(name)} there, {mine.get(name)} here" for name in names)

@@ -1,0 +1,91 @@
+"""Program: torch's optimisers over a flat vector, with all their memory in tensors that exist from the start.
+
+So a state can be compared, sent and saved before the first step as after it. Matrices decay, vectors (norms) don't.
+"""
+
+from collections.abc import Callable
+from math import cos, pi
+
+import torch
+from torch import nn
+
+LearningRate = Callable[[int], float]
+
+
+def warm_up_then_cosine(peak: float, steps: int, warm_up: int, floor: float = 0.1) -> LearningRate:
+    """Linear from 0 to `peak` over `warm_up` steps, then down to `floor * peak` at `steps` along half a cosine."""
+
+    def rate(step: int) -> float:
+        if step < warm_up:
+            return peak * (step + 1) / warm_up
+        done = min(1.0, (step - warm_up) / max(1, steps - warm_up))
+        return peak * (floor + (1 - floor) * (1 + cos(pi * done)) / 2)
+
+    return rate
+
+
+def constant(rate: float) -> LearningRate:
+    """The same at every step."""
+    return lambda step: rate
+
+
+class Optimiser:
+    """Applies gradients to `parameters`, a flat tensor, in place. `clip`: the gradient's largest Euclidean norm."""
+
+    def __init__(
+        self, parameters: torch.Tensor, parts: list[nn.Parameter], optimiser: torch.optim.Optimizer,
+        rate: LearningRate, clip: float | None = None,
+    ) -> None:  # fmt: skip
+        self.parameters, self.rate, self.clip = parameters, rate, clip
+        self._parts, self._optimiser = parts, optimiser
+
+    def step(self, gradient: torch.Tensor, step: int) -> None:
+        """One update with the learning rate of step number `step`. The gradient may be scaled in place."""
+        if self.clip is not None:
+            norm = torch.linalg.vector_norm(gradient)
+            gradient.mul_(torch.clamp(self.clip / (norm + 1e-6), max=1.0))
+        at = 0
+        for part in self._parts:
+            part.grad = gradient[at : at + part.numel()]
+            at += part.numel()
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.rate(step)
+        self._optimiser.step()
+
+    def memory(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Its state: views, so that writing to them restores it."""
+        return {
+            f"{prefix}{name}.{i}": tensor
+            for i, part in enumerate(self._parts)
+            for name, tensor in self._optimiser.state[part].items()
+        }
+
+
+def _parts(parameters: torch.Tensor, matrices: int) -> list[nn.Parameter]:
+    return [nn.Parameter(parameters[:matrices]), nn.Parameter(parameters[matrices:])]
+
+
+def adamw(
+    parameters: torch.Tensor, matrices: int, rate: LearningRate, *, weight_decay: float = 0.1, clip: float = 1.0
+) -> Optimiser:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). The first `matrices` elements decay."""
+    parts = _parts(parameters, matrices)
+    groups = [{"params": parts[:1], "weight_decay": weight_decay}, {"params": parts[1:], "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=rate(0), betas=(0.9, 0.95))
+    for part in parts:
+        optimiser.state[part] = {
+            "step": torch.zeros(()),
+            "exp_avg": torch.zeros_like(part),
+            "exp_avg_sq": torch.zeros_like(part),
+        }
+    return Optimiser(parameters, parts, optimiser, rate, clip)
+
+
+def nesterov(parameters: torch.Tensor, matrices: int, rate: LearningRate, *, momentum: float = 0.9) -> Optimiser:
+    """Gradient descent with Nesterov momentum, the outer optimiser of DiLoCo; `momentum` 0: plain descent."""
+    parts = _parts(parameters, matrices)
+    optimiser = torch.optim.SGD(parts, lr=rate(0), momentum=momentum, nesterov=momentum > 0)
+    if momentum:
+        for part in parts:
+            optimiser.state[part] = {"momentum_buffer": torch.zeros_like(part)}
+    return Optimiser(parameters, parts, optimiser, rate)

@@ -1,0 +1,62 @@
+"""Interface: what a training run can be told; the single source of flags, configuration files and their
+documentation."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from atoll.errors import InvalidConfig
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The transformer that is trained: a decoder of the Llama family over bytes."""
+
+    width: int = 128
+    """Size of the residual stream."""
+    layers: int = 4
+    heads: int = 4
+    context: int = 128
+    """Bytes the model sees at once."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The same on all peers but for `text`, which each reads where it runs."""
+
+    text: tuple[Path, ...] = ()
+    """Files and folders to learn from. Without any: the sources of the Python standard library."""
+    strategy: Literal["diloco", "ddp"] = "diloco"
+    """diloco: exchange every `every` steps. ddp: exchange gradients at every step."""
+    every: int = 20
+    """Local steps between exchanges (diloco)."""
+    delay: Literal[0, 1] = 0
+    """1: apply each exchange one exchange later, so that it travels while the next steps compute."""
+    codec: Literal["none", "bf16", "uint8"] = "none"
+    """How numbers travel: as they are, or in 2 bytes, or in 1."""
+    steps: int = 400
+    """Local steps of each peer."""
+    batch: int = 8
+    """Sequences per step and peer."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    warm_up: int = 20
+    """Steps until it is reached."""
+    outer_lr: float = 0.7
+    """Learning rate of the outer Nesterov step (diloco)."""
+    outer_momentum: float = 0.9
+    save_every: int = 100
+    """Steps between checkpoints, at the next exchange; 0: none."""
+    seed: int = 0
+    model: ModelSettings = field(default_factory=ModelSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("every", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"--{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "outer_lr"):
+            if not getattr(self, name) > 0:
+                raise InvalidConfig(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        for name in ("warm_up", "save_every", "outer_momentum"):
+            if not getattr(self, name) >= 0:
+                raise InvalidConfig(f"--{name.replace('_', '-')} can't be negative: {getattr(self, name)}")

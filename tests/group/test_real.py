@@ -1,0 +1,203 @@
+"""Real processes on loopback: kill -9, stop, cut off the master, join late. What survivors see is what the docs
+promise."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atoll
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class PeerProcess:
+    """A `peer_script` and what it has said so far."""
+
+    def __init__(self, address: str, steps: int, *options: str) -> None:
+        argv = [sys.executable, "-m", "tests.group.peer_script", address, str(steps), *options]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+        self.said: list[dict[str, Any]] = []
+        self._heard = threading.Condition()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._heard:
+                self.said.append(json.loads(line))
+                self._heard.notify_all()
+
+    def wait_for(self, wanted: Callable[[dict[str, Any]], bool], timeout_s: float = 30.0) -> dict[str, Any]:
+        """The first thing said that is wanted."""
+        found: list[dict[str, Any]] = []
+
+        def look() -> bool:
+            found[:] = [s for s in list(self.said) if wanted(s)]
+            return bool(found)
+
+        with self._heard:
+            assert self._heard.wait_for(look, timeout_s), f"not heard within {timeout_s} s: {self.said[-3:]}"
+        return found[0]
+
+    def reach(self, revision: int) -> dict[str, Any]:
+        return self.wait_for(lambda s: s["event"] == "step" and s["revision"] >= revision)
+
+    def finish(self, timeout_s: float = 60.0) -> int:
+        code = self.process.wait(timeout_s)
+        self._thread.join(5.0)
+        return code
+
+    def hashes(self) -> dict[int, str]:
+        return {s["revision"]: s["hash"] for s in self.said if s["event"] == "step"}
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [s for s in self.said if s["event"] == kind]
+
+
+@pytest.fixture
+def peers() -> Iterator[Callable[..., PeerProcess]]:
+    started: list[PeerProcess] = []
+
+    def start(*args: Any) -> PeerProcess:
+        started.append(PeerProcess(*args))
+        return started[-1]
+
+    yield start
+    for peer in started:
+        if peer.process.poll() is None:
+            peer.process.send_signal(signal.SIGCONT)
+            peer.process.kill()
+        peer.process.wait()
+
+
+def helpers_of(pid: int) -> list[int]:
+    out = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
+    return [int(line) for line in out.split()]
+
+
+def assert_equal_histories(*peers: PeerProcess) -> None:
+    """Whoever has a hash for a revision has the same one."""
+    seen: dict[int, str] = {}
+    for peer in peers:
+        for revision, digest in peer.hashes().items():
+            assert seen.setdefault(revision, digest) == digest, f"revision {revision} differs"
+
+
+def test_kill_and_late_join_keep_all_states_equal(peers: Any) -> None:
+    with atoll.Master() as master:
+        three = [peers(master.address, 120, "--pace", "0.01", "--min-world", "3") for _ in range(3)]
+        three[0].reach(20)
+        late = peers(master.address, 120, "--pace", "0.01")
+        late.wait_for(lambda s: s["event"] == "joined")
+        late.reach(1)
+        three[1].process.kill()
+        assert [p.finish() for p in (three[0], three[2], late)] == [0, 0, 0]
+    assert_equal_histories(*three, late)
+    worlds = {s["world"] for s in three[0].events("step")}
+    assert {3, 4} <= worlds
+    assert late.events("synced")[0]["received"] > 0  # the newcomer got the state,
+    assert three[0].events("synced")[-1]["received"] == 0  # and nothing moved when nothing differed
+    assert max(three[0].hashes()) == 120
+
+
+def test_kill_in_a_large_reduce_is_noticed_at_once_and_leaves_the_input_alone(peers: Any) -> None:
+    size = str(8 << 20)  # 64 MiB of float64
+    with atoll.Master() as master:
+        three = [peers(master.address, 10**6, "--size", size, "--min-world", "3") for _ in range(3)]
+        for peer in three:
+            peer.reach(2)
+        three[0].process.kill()
+        killed = time.time()
+        for peer in three[1:]:
+            lost = peer.wait_for(lambda s: s["event"] == "lost")
+            assert lost["at"] - killed < 1.0 + 1.0  # the line itself is written on two busy cores
+            assert lost["intact"]
+            assert lost["world"] == 2
+            after = peer.wait_for(lambda s: s["event"] == "step" and s["world"] == 2)
+            assert after["first"] == float(after["revision"] - 1) * 3  # ranks 0 and 1 of the new ring
+    assert_equal_histories(*three)
+
+
+def test_a_stopped_peer_is_dropped_and_joins_again_when_it_thaws(peers: Any) -> None:
+    with atoll.Master() as master:
+        three = [peers(master.address, 10**6, "--pace", "0.01", "--min-world", "2", "--rejoin") for _ in range(3)]
+        for peer in three:
+            peer.reach(5)
+        three[1].process.send_signal(signal.SIGSTOP)
+        stopped = time.time()
+        lost = three[0].wait_for(lambda s: s["event"] == "lost")
+        assert "stopped" in lost["message"]
+        assert lost["at"] - stopped < 5.0
+        three[0].wait_for(lambda s: s["event"] == "step" and s["at"] > lost["at"] + 0.2)
+        three[1].process.send_signal(signal.SIGCONT)
+        three[1].wait_for(lambda s: s["event"] == "expelled")
+        three[1].wait_for(lambda s: s["event"] == "step" and s["at"] > lost["at"] and s["world"] == 3)
+    assert_equal_histories(*three)
+
+
+def test_a_short_stop_costs_nobody_the_membership(peers: Any) -> None:
+    with atoll.Master() as master:
+        two = [peers(master.address, 10**6, "--pace", "0.01", "--min-world", "2") for _ in range(2)]
+        two[1].reach(5)
+        two[1].process.send_signal(signal.SIGSTOP)
+        before = two[0].said[-1]["revision"]
+        threading.Event().wait(1.0)  # the stop itself is what is tested
+        two[1].process.send_signal(signal.SIGCONT)
+        two[0].reach(before + 20)
+        assert not two[0].events("lost")
+        assert not two[1].events("expelled")
+
+
+def test_everybody_learns_that_the_master_is_gone(peers: Any) -> None:
+    argv = [sys.executable, "-c", "import atoll; m = atoll.Master(); print(m.address, flush=True); m.run()"]
+    master = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert master.stdout is not None
+    address = master.stdout.readline().strip()
+    two = [peers(address, 10**6, "--pace", "0.01", "--min-world", "2") for _ in range(2)]
+    for peer in two:
+        peer.reach(3)
+    master.kill()
+    master.wait()
+    killed = time.time()
+    for peer in two:
+        failed = peer.wait_for(lambda s: s["event"] == "failed")
+        assert failed["kind"] == "MasterLost"
+        assert failed["at"] - killed < 3.0
+        assert peer.finish() == 2
+
+
+def test_no_helper_outlives_its_peer(peers: Any) -> None:
+    with atoll.Master() as master:
+        peer = peers(master.address, 10**6, "--pace", "0.01")
+        peer.reach(2)
+        helpers = helpers_of(peer.process.pid)
+        assert len(helpers) == 1
+        peer.process.kill()
+        peer.process.wait()
+        deadline = time.monotonic() + 5.0
+        while any(Path(f"/proc/{pid}").exists() for pid in helpers) and time.monotonic() < deadline:
+            threading.Event().wait(0.05)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in helpers)
+
+
+def test_a_killed_helper_is_started_again(peers: Any) -> None:
+    with atoll.Master() as master:
+        two = [peers(master.address, 10**6, "--pace", "0.01", "--min-world", "2") for _ in range(2)]
+        two[0].reach(2)
+        (helper,) = helpers_of(two[0].process.pid)
+        os.kill(helper, signal.SIGKILL)
+        at = two[0].said[-1]["revision"]
+        two[1].reach(at + 400)  # longer than the master would wait for a silent helper
+        assert not two[1].events("lost")
+        assert helpers_of(two[0].process.pid) not in ([], [helper])
