@@ -73,7 +73,10 @@ def test_a_message_that_is_no_valid_text_is_kept(tmp_path: Path) -> None:
 def test_the_last_setup_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run in ("a", "b"):
         (tmp_path / run).mkdir()
-        setup(tmp_path / run)
+    setup(tmp_path / "a")
+    (first,) = (h for h in logging.getLogger("atoll").handlers if isinstance(h, logging.FileHandler))
+    setup(tmp_path / "b")
+    assert first.stream is None  # closed
     LOGGER.warning("once")
     assert capsys.readouterr().err == "warning: once\n"
     assert (tmp_path / "a" / "log.jsonl").read_text("utf-8") == ""

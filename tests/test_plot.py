@@ -1,5 +1,6 @@
 """A plot is a picture in a file that shows its series, names and marks."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,9 @@ def test_it_needs_no_screen_and_leaves_no_global_state(tmp_path: Path) -> None:
         "lines(Path(sys.argv[1]), {'a': ([0, 1], [0, 1])}, title='', xlabel='', ylabel='')\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "x.png")], check=True, env={"MPLBACKEND": "TkAgg"})
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "x.png")], check=True, env=os.environ | {"MPLBACKEND": "TkAgg"}
+    )
 
 
 def test_without_matplotlib_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,21 +60,38 @@ def test_an_event_can_not_hide_when_and_what_it_is() -> None:
             Record(Kept()).event("x", **{taken: 1})
 
 
-def test_threads_lose_no_count_and_tear_no_line(tmp_path: Path) -> None:
-    record = Record(JsonlSink(tmp_path / "r.jsonl"))
+def test_threads_lose_no_count_and_never_meet_in_a_sink() -> None:
+    class Narrow(Kept):
+        inside = met = 0
+
+        def write(self, entry: dict[str, Any]) -> None:
+            self.inside += 1
+            self.met += self.inside > 1
+            super().write(entry)
+            self.inside -= 1
+
+    sink = Narrow()
+    record = Record(sink)
+    start = threading.Barrier(4)
 
     def tell() -> None:
-        for _ in range(500):
+        start.wait(10)
+        for _ in range(2000):
             record.count("n")
 
     threads = [threading.Thread(target=tell) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    record.close()
-    assert record.totals() == {"n": 2000}
-    assert sum(entry["n"] for entry in read_jsonl(tmp_path / "r.jsonl")) == 2000
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads without a lock would meet
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert sink.met == 0
+    assert record.totals() == {"n": 8000}
+    assert len(sink.entries) == 8000
 
 
 def test_closing_closes_every_sink_once_even_where_one_fails() -> None:

@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.rng import normal, stream
@@ -20,8 +20,8 @@ def test_a_stream_is_the_same_on_every_machine_and_hash_seed() -> None:
 
 
 def test_normals_are_the_same_to_the_bit_on_every_machine() -> None:
-    digest = hashlib.sha256(normal((1, "a"), 10_000_000).astype("<f4").tobytes()).hexdigest()
-    assert digest == "1b187bd56f86a9b5ea9615c3f547af21cbfd86e040cd4cf4493bb2ba91271031"
+    digest = hashlib.sha256(normal((1, "a"), 1_000_000).astype("<f4").tobytes()).hexdigest()
+    assert digest == "bf6b67c1cb66b91654e502d505f901ccf8bdea3189c5bdc972eff8c0cc510a75"
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_a_stream_and_normals_of_one_name_do_not_share_bits() -> None:
     assert abs(np.corrcoef((words >> np.uint64(32)).astype(np.uint32).view(np.int32), angles)[0, 1]) < 0.08
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40_000), st.integers(0, 40_000))
 def test_any_slice_of_the_normals_can_be_made_alone(offset: int, n: int) -> None:
-    whole = normal((7, "many"), 80_000)
-    np.testing.assert_array_equal(normal((7, "many"), n, offset=offset), whole[offset : offset + n])
+    np.testing.assert_array_equal(normal((7, "many"), n, offset=offset), MANY[offset : offset + n])
 
 
 def test_normals_come_in_the_shape_and_type_asked_for() -> None:

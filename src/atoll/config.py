@@ -37,7 +37,8 @@ LAST = "last"
 class Resolved(Generic[T]):
     """Settings, and where each came from.
 
-    `sources`: by dotted field, "default", "file PATH", the environment variable, or "command line".
+    `sources`: for each dotted field "default", "file PATH", the environment variable, or "command line" where a flag
+    changed it.
     """
 
     value: T
@@ -73,11 +74,10 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str, env
         description=description,
         default=_command(cls)(_assemble(cls, defaults, _unchecked)),
     )
-    for names in _leaves(cls):
-        value = reduce(getattr, names, command.settings)
-        if value is not defaults[names] and value != defaults[names]:
+    for names, default in defaults.items():
+        if reduce(getattr, names, command.settings) != default:
             sources[".".join(names)] = "command line"
-    resolved = Resolved(command.settings, sources)
+    resolved = Resolved(command.settings, {".".join(names): sources[".".join(names)] for names in defaults})
     if command.print_config:
         _print(resolved)
         raise SystemExit(0)
@@ -125,7 +125,7 @@ class RunDir:
         """
         if name is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        if Path(name).name != name or name in {"..", LAST}:
+        if Path(name).name != name or name in {"", "..", LAST}:
             raise InvalidConfig(f"{name!r} can't name a run; choose a plain folder name other than {LAST!r}")
         path = root / name
         try:
@@ -289,8 +289,9 @@ def _unknown(names: Names, leaves: Mapping[Names, Any], file: Path, prog: str) -
     key = ".".join(names)
     if _is_table(names, leaves):
         return InvalidConfig(f"{prog}: {key} in {file} has the wrong type; expected a table [{key}]")
-    nearest = difflib.get_close_matches(key, [".".join(leaf) for leaf in leaves], n=1, cutoff=0)
-    return InvalidConfig(f"{prog}: unknown key {key!r} in {file}; the nearest there is: {', '.join(nearest)}")
+    known = [".".join(leaf) for leaf in leaves]
+    near = difflib.get_close_matches(key, known, n=1) or known
+    return InvalidConfig(f"{prog}: unknown key {key!r} in {file}; there is: {', '.join(near)}")
 
 
 def _variable(names: Names) -> str:

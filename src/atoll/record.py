@@ -127,7 +127,7 @@ def read_jsonl(path: Path) -> Iterator[Entry]:
 
 def _drop_torn_line(path: Path) -> None:
     """So that the next entry is not glued to what a killed writer left."""
-    if not path.exists():
+    if not path.is_file():
         return
     with path.open("r+b") as file:
         file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))

@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class PeerProcess:
-    """A `peer_script` and what it has said so far."""
+    """A `reproduce.peer` and what it has said so far."""
 
     def __init__(self, address: str, steps: int, *options: str) -> None:
-        argv = [sys.executable, "-m", "tests.group.peer_script", address, str(steps), *options]
+        argv = [sys.executable, "-m", "atoll.reproduce.peer", address, str(steps), *options]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
         self.said: list[dict[str, Any]] = []

@@ -19,9 +19,11 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 ANSWER = """
 import signal, socket, sys
+line = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 if "deaf" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-line = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+if "polite" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: (line.sendall(b"bye"), sys.exit()))
 line.sendall(b"hello")
 while question := line.recv(100):
     line.sendall(question)
@@ -210,7 +212,7 @@ def test_a_frozen_child_is_silent_and_alive_until_thawed(children: LocalProcesse
 @posix_only
 def test_close_ends_the_willing_the_deaf_and_the_frozen(tmp_path: Path, server: socket.socket) -> None:
     children = LocalProcesses(tmp_path)
-    for name, *options in (("willing",), ("frozen",), ("deaf", "deaf")):
+    for name, *options in (("willing",), ("frozen", "polite"), ("deaf", "deaf")):
         children.start(answering(server, *options), name)
     with greeted(server), greeted(server), greeted(server):
         children.freeze("frozen")
@@ -218,7 +220,7 @@ def test_close_ends_the_willing_the_deaf_and_the_frozen(tmp_path: Path, server: 
     assert children.alive() == []
     assert {e.name: -e.code for e in children.wait_any(0)} == {
         "willing": signal.SIGTERM,
-        "frozen": signal.SIGTERM,
+        "frozen": 0,  # it was thawed to end in its own way
         "deaf": signal.SIGKILL,
     }
     children.close()
@@ -226,9 +228,13 @@ def test_close_ends_the_willing_the_deaf_and_the_frozen(tmp_path: Path, server: 
 
 @posix_only
 def test_close_tells_the_last_words(tmp_path: Path) -> None:
-    code = (
-        "import signal\nsignal.signal(signal.SIGTERM, lambda *_: print('bye'))\nprint('up', flush=True)\nsignal.pause()"
-    )
+    code = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print("up", flush=True)
+signal.sigwait({signal.SIGTERM})
+print("bye")
+"""
     lines: list[str] = []
     with LocalProcesses(tmp_path) as children:
         children.start(python(code), "child", stdout=lambda _, line: lines.append(line))
@@ -296,9 +302,12 @@ def test_no_child_outlives_a_killed_parent(tmp_path: Path, server: socket.socket
         assert ended(b)
 
 
-def test_children_end_with_a_parent_that_just_exits(tmp_path: Path, server: socket.socket) -> None:
-    with family(tmp_path, answering(server), "") as parent, greeted(server) as a, greeted(server) as b:
+@posix_only
+def test_a_parent_that_just_exits_ends_its_children_first(tmp_path: Path, server: socket.socket) -> None:
+    with family(tmp_path, answering(server, "polite"), "") as parent, greeted(server) as a, greeted(server) as b:
         tell(parent)
+        assert a.recv(100) == b"bye"
+        assert b.recv(100) == b"bye"
         assert parent.wait(WAIT_S) == 0
         assert ended(a)
         assert ended(b)
@@ -317,14 +326,21 @@ def test_a_child_that_cares_sees_our_end_on_its_stdin(children: LocalProcesses) 
 def test_ctrl_c_reaches_only_the_parent_which_ends_the_children(tmp_path: Path, server: socket.socket) -> None:
     then = """
 try:
-    print('ready', flush=True)
+    print("ready", flush=True)
     signal.pause()
 except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    sys.stdin.readline()
     children.close()
     print(*(e.code for e in children.wait_any(0)))
 """
-    with family(tmp_path, answering(server), then) as parent, greeted(server), greeted(server):
+    with family(tmp_path, answering(server), then) as parent, greeted(server) as a, greeted(server) as b:
         tell(parent)
         assert said(parent) == "ready"
         os.killpg(parent.pid, signal.SIGINT)  # as the terminal does: to the whole foreground group
+        assert said(parent) == "interrupted"
+        for line in (a, b):
+            line.sendall(b"alive?")
+            assert line.recv(100) == b"alive?"
+        tell(parent)
         assert said(parent) == f"{-signal.SIGTERM} {-signal.SIGTERM}"

@@ -77,13 +77,14 @@ def test_a_single_file_is_held_out_in_part(tmp_path):
     assert len(corpus.held_out) == pytest.approx(0.05 * len(text), abs=2)
 
 
-def test_takes_no_more_than_the_limit_and_always_the_same(tmp_path):
+@pytest.mark.parametrize("limit", [1234, 1235])  # one of them cuts a character in two
+def test_takes_no_more_than_the_limit_and_always_the_same(tmp_path, limit):
     write(tmp_path, {f"{i}": "ä" * (100 + i) for i in range(50)})
-    whole, part = Corpus.read([tmp_path]), Corpus.read([tmp_path], limit_bytes=1234)
-    assert len(part.train) + len(part.held_out) == 1234
+    whole, part = Corpus.read([tmp_path]), Corpus.read([tmp_path], limit)
+    assert len(part.train) + len(part.held_out) == limit
     both = [corpus.train.tobytes() + corpus.held_out.tobytes() for corpus in (whole, part)]
-    assert both[0].startswith(both[1])  # also where the limit cuts a character in two
-    assert Corpus.read([tmp_path], limit_bytes=1234).fingerprint == part.fingerprint
+    assert both[0].startswith(both[1])
+    assert Corpus.read([tmp_path], limit).fingerprint == part.fingerprint
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "binary", "folder"])
@@ -94,14 +95,7 @@ def test_a_path_without_text_is_named(tmp_path, name):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="may read everything")
-def test_an_unreadable_file_is_named(tmp_path):
-    (write(tmp_path, {"locked": "text", "open": "text"}) / "locked").chmod(0)
-    with pytest.raises(InvalidData, match="locked"):
-        Corpus.read([tmp_path])
-
-
-def test_an_unreadable_file_is_named_for_anyone(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     write(tmp_path, {"locked": "text", "open": "text"})
     real = Path.open
 

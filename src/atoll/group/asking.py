@@ -17,7 +17,7 @@ class StatusClient:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._answer: Status | None = None
+        self._answers: list[Status] = []
         self._gone = ""
         self._expired = False
         sock = dial_master(address, _DIAL_S)
@@ -27,20 +27,20 @@ class StatusClient:
 
     def ask(self, timeout_s: float = 3.0) -> Status:
         """The status now. MasterLost, or DeadlineExceeded where nothing comes."""
-        self._answer, self._expired = None, False
+        self._answers, self._expired = [], False
         self._net.send(self._channel, CONTROL, messages.encode(AskStatus()))
         timer = self._net.after(timeout_s, self._expire)
         while not self._over():
             self._net.turn()
-        if self._answer is None and self._gone:
+        if self._answers:
+            self._net.cancel(timer)
+            return self._answers[0]
+        if self._gone:
             raise MasterLost(f"{self.address} ended the conversation: {self._gone}")
-        if self._answer is None:
-            raise DeadlineExceeded(f"{self.address} didn't answer within {timeout_s:g} s")
-        self._net.cancel(timer)
-        return self._answer
+        raise DeadlineExceeded(f"{self.address} didn't answer within {timeout_s:g} s")
 
     def _over(self) -> bool:
-        return self._answer is not None or bool(self._gone) or self._expired
+        return bool(self._answers or self._gone) or self._expired
 
     def _expire(self) -> None:
         self._expired = True
@@ -52,7 +52,7 @@ class StatusClient:
     def _heard(self, channel: Channel, sequence: int, body: memoryview) -> None:
         message = messages.decode_to_peer(body)
         if isinstance(message, Status):
-            self._answer = message
+            self._answers.append(message)
 
     def _lost(self, channel: Channel, why: str) -> None:
         self._gone = why

@@ -26,6 +26,8 @@ class Ballot:
     """All have voted, and for the same thing."""
     plan: bytes = b""
     complete: set[int] = field(default_factory=set)
+    fault: str = ""
+    """What somebody found wrong with the data."""
 
     def payloads(self, ring: Sequence[int]) -> tuple[bytes, ...]:
         """What goes with the verdict: the elected plan, or what everybody added to the vote, in rank order."""

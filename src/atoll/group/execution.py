@@ -154,9 +154,10 @@ class Execution:
 def divide(x: Array, by: int) -> None:
     """In place; integers towards zero."""
     if np.issubdtype(x.dtype, np.integer):
-        quotient = x // by
+        wide = x.astype(np.int64) if x.itemsize < 8 else x  # a narrow type may not hold `by`
+        quotient = wide // by
         if np.issubdtype(x.dtype, np.signedinteger):
-            quotient += (x < 0) & (quotient * by != x)
+            quotient += (x < 0) & (quotient * by != wide)
         x[...] = quotient
     else:
         np.divide(x, x.dtype.type(by), out=x)

@@ -273,17 +273,17 @@ class Master:
         if event.why:
             self._reason = self._reason or f"{self.roster.members[who].name}: {event.why}"
             self._form(self.ring, opened=False)
-        elif event.fault:
-            self._decide(tag, error=f"rank {self.ring.index(who)}: {event.fault}")
-        else:
-            ballot = self.ballots[tag]
-            ballot.complete.add(who)
-            self._decide_if_complete(tag, ballot)
+            return
+        ballot = self.ballots[tag]
+        if event.fault:
+            ballot.fault = ballot.fault or f"rank {self.ring.index(who)}: {event.fault}"
+        ballot.complete.add(who)
+        self._decide_if_complete(tag, ballot)
 
     def _decide_if_complete(self, tag: int, ballot: Ballot) -> None:
-        """An eager operation may be complete before its last vote is here."""
-        if ballot.commenced and ballot.complete >= set(self.ring):
-            self._decide(tag, ballot.payloads(self.ring))
+        """An eager operation may be complete, or at fault, before its last vote is here."""
+        if ballot.commenced and (ballot.fault or ballot.complete >= set(self.ring)):
+            self._decide(tag, () if ballot.fault else ballot.payloads(self.ring), ballot.fault)
 
     def _decide(self, tag: int, payloads: tuple[bytes, ...] = (), error: str = "") -> None:
         ballot = self.ballots.pop(tag)

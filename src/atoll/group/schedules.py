@@ -12,7 +12,9 @@ FINAL = "final"
 
 
 def _reduce_half(rank: int, world: int, blocks: int, shift: int) -> Iterator[Step]:
-    """Afterwards rank r holds the whole sum of chunk (r + 1 - shift) % world."""
+    """Afterwards rank r holds the whole sum of chunk (r + 1 - shift) % world. Alone, there is nothing to do."""
+    if world == 1:
+        return
     after, before = (rank + 1) % world, (rank - 1) % world
     for b in range(blocks):
         yield Send(after, (rank - shift) % world * blocks + b)
@@ -62,6 +64,8 @@ def ring_reduce_scatter(rank: int, world: int, blocks: int = 1) -> Schedule:
 
 def ring_all_gather(rank: int, world: int, blocks: int = 1) -> Schedule:
     """Chunk r comes from rank r."""
+    if world == 1:
+        return
     for b in range(blocks):
         yield Compute(FINAL, rank * blocks + b)
         yield Send((rank + 1) % world, rank * blocks + b)

@@ -96,7 +96,13 @@ class Station:
         if run is not None:
             if source not in run.start.ring:
                 raise ProtocolError(f"peer {source} is not in the ring")
-            return run.execution.target(run.start.ring.index(source), nbytes)
+            try:
+                return run.execution.target(run.start.ring.index(source), nbytes)
+            except ProtocolError as error:
+                if not eager_parts(seq):  # all agreed before it began, so this is no mistake
+                    raise
+                del self.runs[seq]
+                self.feed(DataDone(seq, str(error)))
         if nbytes > LARGEST_FRAME:
             raise ProtocolError(f"a data frame of {nbytes} bytes; at most {LARGEST_FRAME} are allowed")
         if not eager_parts(seq) and seq > self._newest_seq:
@@ -117,9 +123,11 @@ class Station:
     def _keep_early(self, source: int, seq: int, data: memoryview) -> None:
         """Held back in the link it could block one that is awaited first, so it waits here; there can't be many."""
         frames = self._early.setdefault(seq, [])
-        if len(data) > EAGER_BYTES + 64 or len(self._early) > MOST_OPERATIONS or len(frames) >= _MOST_EARLY_FRAMES:
-            raise ProtocolError(f"peer {source} sent more small operations ahead than there can be")
+        if len(data) > EAGER_BYTES + 64 or len(frames) >= _MOST_EARLY_FRAMES:
+            raise ProtocolError(f"peer {source} sent more of a small operation than there is")
         frames.append((source, data))
+        if len(self._early) > MOST_OPERATIONS:  # leftovers of operations that ended in a mismatch
+            del self._early[next(iter(self._early))]
 
     def _start(self, start: Start) -> None:
         parts = eager_parts(start.seq)

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from atoll.errors import InvalidConfig, InvalidTensor
-from atoll.rng import stream
+from atoll.rng import normal
 
 Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [time, 1, head width]
 
@@ -65,6 +64,16 @@ class TransformerConfig:
         return -(-8 * self.width // 96) * 32 if self.hidden is None else self.hidden
 
 
+class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing: `Transformer.initialise` sets all weights; PyTorch's way draws from its global generator."""
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """Nothing, as in `Linear`."""
+
+
 class Attention(nn.Module):
     """Causal self-attention; query heads share `key_heads` keys and values."""
 
@@ -72,10 +81,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_width = config.head_width
         self.grouped = config.key_heads != config.heads
-        self.q_proj = _linear(config.width, config.width)
-        self.k_proj = _linear(config.width, config.key_heads * config.head_width)
-        self.v_proj = _linear(config.width, config.key_heads * config.head_width)
-        self.o_proj = _linear(config.width, config.width)
+        self.q_proj = Linear(config.width, config.width, bias=False)
+        self.k_proj = Linear(config.width, config.key_heads * config.head_width, bias=False)
+        self.v_proj = Linear(config.width, config.key_heads * config.head_width, bias=False)
+        self.o_proj = Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_width)
@@ -92,9 +101,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate_proj = _linear(config.width, config.mlp_width)
-        self.up_proj = _linear(config.width, config.mlp_width)
-        self.down_proj = _linear(config.mlp_width, config.width)
+        self.gate_proj = Linear(config.width, config.mlp_width, bias=False)
+        self.up_proj = Linear(config.width, config.mlp_width, bias=False)
+        self.down_proj = Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -122,7 +131,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.embed_tokens = skip_init(nn.Embedding, config.vocab_size, config.width)  # type: ignore[no-untyped-call]
+        self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.norm_eps)
         cos, sin = _rotation(config)
@@ -146,13 +155,13 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = _linear(config.width, config.vocab_size)
+        self.lm_head = Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.initialise(0)
 
     def initialise(self, seed: int) -> None:
-        """Set every weight anew: the same seed gives the same bits on every machine.
+        """Set every weight anew, as `seed` and its name say.
 
         Normal with deviation 0.02; what writes to the residual stream is scaled by 1/sqrt(2 * layers), so that its
         variance doesn't grow with depth (Radford et al., 2019).
@@ -163,7 +172,7 @@ class Transformer(nn.Module):
                 continue
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             deviation = 0.02 / sqrt(2 * self.config.layers) if residual else 0.02
-            values = stream(seed, "init", name).standard_normal(weight.shape, dtype=np.float32)
+            values = normal((seed, "init", name), weight.shape)
             with torch.no_grad():
                 weight.copy_(torch.from_numpy(values * np.float32(deviation)))
 
@@ -188,11 +197,6 @@ class Transformer(nn.Module):
             noise = torch.from_numpy(rng.gumbel(size=logits.shape)).to(logits)
             tokens = torch.cat((tokens, (logits + temperature * noise).argmax(-1, keepdim=True)), dim=1)
         return tokens
-
-
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    # PyTorch's own initialisation would draw from its global generator.
-    return skip_init(nn.Linear, inputs, outputs, bias=False)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _rotation(config: TransformerConfig) -> Rotation:

@@ -114,6 +114,7 @@ class VirtualEventLoop(asyncio.BaseEventLoop):
         return timer
 
     def _fire(self, timer: _Timer) -> None:
+        timer.token = None
         timer._run()
 
     def _timer_handle_cancelled(self, timer: _Timer) -> None:

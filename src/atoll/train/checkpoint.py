@@ -1,6 +1,6 @@
 """Driver: a training state in one file: written aside, flushed, renamed; checked by its digest when read.
 
-A checkpoint is safetensors; its metadata holds the step and a digest of the rest.
+A checkpoint is safetensors; its metadata says what the run was, and holds a digest of that and of all tensors.
 """
 
 import json
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from atoll.config import atomic_write
-from atoll.errors import InvalidData
+from atoll.errors import InvalidData, SaveFailed
 
 KEPT: Final = 2
 FORMAT: Final = "1"
@@ -21,13 +21,17 @@ _PATTERN: Final = "step-*.safetensors"
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> Path:
-    """Write it and remove all but the newest two. SaveFailed: the disk refuses; older ones are intact."""
-    metadata = {"format": FORMAT, "step": str(step), "about": json.dumps(about), "digest": _digest(tensors)}
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write it and keep, of those up to `step`, the newest two. SaveFailed: the disk refuses; older ones are intact."""
+    said = json.dumps(about)
+    metadata = {"format": FORMAT, "about": said, "digest": _digest(tensors, said)}
     path = folder / f"step-{step:09d}.safetensors"
-    atomic_write(path, save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata))
-    for old in sorted(folder.glob(_PATTERN))[:-KEPT]:
-        old.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata))
+        for old in sorted(p for p in folder.glob(_PATTERN) if p <= path)[:-KEPT]:  # later ones: of an abandoned future
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        raise SaveFailed(f"{folder}: can't be written: {error}; choose another folder") from error
     return path
 
 
@@ -51,14 +55,16 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise InvalidData(f"{path}: can't be read: {error}") from error
     if metadata.get("format") != FORMAT:
         raise InvalidData(f"{path}: a checkpoint of format {metadata.get('format')}, not {FORMAT}")
-    if metadata.get("digest") != _digest(tensors):
+    about = metadata.get("about", "")
+    if metadata.get("digest") != _digest(tensors, about):
         raise InvalidData(f"{path}: damaged (its digest doesn't fit)")
-    return tensors, json.loads(metadata["about"])
+    return tensors, json.loads(about)
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    digest = xxhash.xxh3_128()
+def _digest(tensors: dict[str, torch.Tensor], about: str) -> str:
+    digest = xxhash.xxh3_128(about.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy().data)
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()

@@ -12,11 +12,14 @@ from atoll.train.api import Finish, Start
 
 @dataclass(frozen=True)
 class FragmentSchedule:
-    """One fragment: the whole model. `every`: steps between exchanges. `delay`: exchanges a result may be late, 0 or
-    1."""
+    """One fragment: the whole model. `every`: steps between exchanges. `delay`: exchanges a result may be late, 0 or 1.
+
+    `steps`: length of the run, which ends in an exchange even where its last round is short; None: no end.
+    """
 
     every: int = 1
     delay: int = 0
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -26,6 +29,6 @@ class FragmentSchedule:
 
     def at(self, step: int) -> list[Start | Finish]:
         """What to do after the local part of step number `step` (from 0), in order."""
-        if (step + 1) % self.every:
+        if (step + 1) % self.every and step + 1 != self.steps:
             return []
         return [Finish(0), Start(0)] if self.delay else [Start(0), Finish(0)]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from atoll.errors import AtollError, Expelled, InvalidConfig, PeerLost
+from atoll.errors import Expelled, InvalidConfig, MasterLost, PeerLost
 from atoll.group.facade import Group
 from atoll.group.state import SharedState
 from atoll.model.saved import save_model
@@ -51,9 +51,10 @@ class Trainer:
         self.shards = Shards(count_windows(corpus.train, s.model.context), s.seed)
         self.cursor = torch.zeros(1, dtype=torch.int64)
         """Windows of the text the group has used."""
-        self.state = SharedState({**self.strategy.shared(), "cursor": self.cursor})
+        self.saved_at = torch.zeros(1, dtype=torch.int64)
+        """Steps at the last checkpoint; shared, for all drain before one."""
+        self.state = SharedState({**self.strategy.shared(), "cursor": self.cursor, "saved_at": self.saved_at})
         self.sent = self.ddp_would_send = 0
-        self._saved_at = 0
 
     @property
     def steps(self) -> int:
@@ -67,7 +68,6 @@ class Trainer:
                 self.report("joined", id=group.id, world=group.world, rank=group.rank, epoch=group.epoch)
                 try:
                     self._train(group)
-                    self._end(group)
                     return
                 except Expelled as error:
                     self.report("expelled", message=str(error))
@@ -81,7 +81,7 @@ class Trainer:
             tensor.copy_(tensors[name])
         self.strategy.load_local(tensors)
         self.strategy.reload()
-        self.state.revision = self._saved_at = self.steps
+        self.state.revision = self.steps
         self.report("resumed", step=self.steps)
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ class Trainer:
     def _train(self, group: Group) -> None:
         self.strategy.enter(group)
         seen = -1
-        while self.steps < self.settings.steps:
+        while True:
             try:
                 if group.peers_pending():
                     self.strategy.drain()  # newcomers were no part of it: they get what came of it by the sync
@@ -98,16 +98,21 @@ class Trainer:
                     self.strategy.drain()
                     self._agree(group)
                     seen = group.epoch
+                if self.steps >= self.settings.steps:
+                    return self._end(group)
                 self._step(group)
             except PeerLost as error:
                 self.report("lost", message=str(error), world=group.world, epoch=group.epoch)
 
     def _agree(self, group: Group) -> None:
-        """Somebody came or went: the same state on all, and the same intentions."""
+        """Somebody came or went: the same intentions on all, and the same state."""
+        mine = self._essentials()
+        oldest = json.loads(group.gather_bytes(json.dumps(mine).encode())[0])
+        if difference := _difference(oldest, mine):
+            raise InvalidConfig(f"the group trains something else: {difference}; join with the same flags and text")
         result = group.sync(self.state)
         if result.bytes_received:
             self.strategy.reload()
-            self._saved_at = self.steps
         self.report(
             "synced",
             revision=self.state.revision,
@@ -117,10 +122,6 @@ class Trainer:
             epoch=group.epoch,
             hash=self.state.digest(),
         )
-        mine = self._essentials()
-        oldest = json.loads(group.gather_bytes(json.dumps(mine).encode())[0])
-        if difference := _difference(oldest, mine):
-            raise InvalidConfig(f"the group trains something else: {difference}; join with the same flags and text")
         if self.steps == 0 and group.rank == 0:
             self.report("evaluated", step=0, loss=self.evaluate())
 
@@ -148,28 +149,22 @@ class Trainer:
             epoch=group.epoch,
             **({"hash": self.state.digest(), "revision": self.state.revision} if info.boundary else {}),
         )
-        due = s.save_every and self.steps - self._saved_at >= s.save_every
+        due = s.save_every and self.steps - int(self.saved_at) >= s.save_every
         if info.boundary and due and self.steps < s.steps:
             self.strategy.drain()  # by all, so that a run that saves and one that resumes take the same steps
             self._save(group)
 
     def _save(self, group: Group) -> None:
-        self._saved_at = self.steps
+        self.saved_at.fill_(self.steps)
         if group.rank == 0 and self.save_to is not None:
             tensors = {**self.state.tensors, **self.strategy.local()}
             path = save_checkpoint(self.save_to.checkpoint, self.steps, tensors, self._essentials())
             self.report("saved", path=str(path), step=self.steps)
 
     def _end(self, group: Group) -> None:
-        while True:
-            try:
-                self.strategy.drain()
-                group.barrier()
-                break
-            except PeerLost as error:
-                self.report("lost", message=str(error), world=group.world, epoch=group.epoch)
+        """Save and go. PeerLost: begin again, for it may have been the one that saves."""
+        self.strategy.drain()
         self._save(group)
-        digest = self.state.digest()
         if group.rank == 0:
             self.report("evaluated", step=self.steps, loss=self.evaluate())
             if self.save_to is not None:
@@ -177,9 +172,9 @@ class Trainer:
                 self.report("saved", path=str(self.save_to.model), step=self.steps)
         try:
             group.barrier()
-        except AtollError:
-            pass  # the others have gone: so may we
-        self.report("done", step=self.steps, hash=digest, sent=self.sent, ddp=self.ddp_would_send)
+        except (Expelled, MasterLost):
+            pass  # the others are done: so are we
+        self.report("done", step=self.steps, hash=self.state.digest(), sent=self.sent, ddp=self.ddp_would_send)
 
     def evaluate(self) -> float:
         """Loss on the held-out text, nats per byte."""
@@ -196,8 +191,6 @@ class Trainer:
     def _essentials(self) -> dict[str, Any]:
         """What must be the same on all peers."""
         settings = asdict(self.settings)
-        for name in ("text", "save_every"):
-            settings.pop(name)
         return {**settings, "text": self.corpus.fingerprint}
 
 
@@ -215,7 +208,14 @@ def make_strategy(s: TrainSettings, model: FlatModel) -> OuterLoop:
     if s.strategy == "ddp":
         return ddp(model, rate, delay=s.delay, codec=codec)
     return diloco(
-        model, rate, every=s.every, delay=s.delay, codec=codec, outer_rate=s.outer_lr, outer_momentum=s.outer_momentum
+        model,
+        rate,
+        every=s.every,
+        steps=s.steps,
+        delay=s.delay,
+        codec=codec,
+        outer_rate=s.outer_lr,
+        outer_momentum=s.outer_momentum,
     )
 
 

@@ -1,4 +1,4 @@
-"""Interface: what a training run can be told; the single source of flags, configuration files and their
+"""Driver: what a training run can be told, paths included; the single source of flags, configuration files and their
 documentation."""
 
 from dataclasses import dataclass, field

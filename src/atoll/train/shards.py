@@ -43,8 +43,8 @@ class Shards:
         passes, places = np.divmod(np.arange(start, start + count), self._n_windows)
         windows = np.empty(count, np.int64)
         for number in np.unique(passes):
-            here = passes == number
-            windows[here] = self._order(int(number))[places[here]]
+            within = passes == number
+            windows[within] = self._order(int(number))[places[within]]
         return windows
 
     def _order(self, number: int) -> NDArray[np.int64]:

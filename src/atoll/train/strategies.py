@@ -63,13 +63,14 @@ def diloco(
     rate: LearningRate,
     *,
     every: int = 20,
+    steps: int | None = None,
     delay: int = 0,
     codec: str | None = None,
     outer_rate: float = 0.7,
     outer_momentum: float = 0.9,
 ) -> OuterLoop:
     """DiLoCo (Douillard et al. 2023, arXiv 2311.08105): H = `every` local AdamW steps, then one Nesterov step
-    together."""
+    together; also after `steps`, the last."""
     outer = nesterov(model.parameters.clone(), model.matrices, constant(outer_rate), momentum=outer_momentum)
     learner = Displacement(model, adamw(model.parameters, model.matrices, rate))
-    return OuterLoop(model, learner, outer, FragmentSchedule(every, delay), codec)
+    return OuterLoop(model, learner, outer, FragmentSchedule(every, delay, steps), codec)

@@ -1,11 +1,12 @@
-"""A peer in a process of its own for tests: reduces, syncs, lets newcomers in; one JSON line per step on standard
-output.
+"""Driver: one peer of a demonstration, in a process of its own: reduces, syncs, lets newcomers in; a JSON line per
+step.
 
-python -m tests.group.peer_script ADDRESS STEPS [--size N] [--pace S] [--tags N] [--min-world N] [--rejoin]
+python -m atoll.reproduce.peer ADDRESS STEPS [--size N] [--pace S] [--tags N] [--min-world N] [--rejoin]
 """
 
 import argparse
 import json
+import sys
 import time
 from typing import Any
 
@@ -16,24 +17,27 @@ from atoll.errors import AtollError, Expelled, PeerLost
 
 
 def say(**fields: Any) -> None:
-    print(json.dumps({"at": time.time(), **fields}), flush=True)
+    """One event."""
+    sys.stdout.write(json.dumps({"at": time.time(), **fields}) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
+    """Train as told by the arguments. Exit codes: 0 done, 2 an error, 3 expelled."""
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
     parser.add_argument("steps", type=int)
-    parser.add_argument("--size", type=int, default=16)
-    parser.add_argument("--pace", type=float, default=0.0)
-    parser.add_argument("--tags", type=int, default=1)
+    parser.add_argument("--size", type=int, default=16, help="elements per tensor")
+    parser.add_argument("--pace", type=float, default=0.0, help="seconds of make-believe computing per step")
+    parser.add_argument("--tags", type=int, default=1, help="tensors reduced at once")
     parser.add_argument("--min-world", type=int, default=1)
-    parser.add_argument("--rejoin", action="store_true")
+    parser.add_argument("--rejoin", action="store_true", help="join again when expelled")
     options = parser.parse_args()
     weights = np.zeros(options.size)
     state = atoll.SharedState({"weights": weights})
     while True:
         try:
-            with atoll.join(options.address, min_world=options.min_world) as group:
+            with atoll.join(options.address, min_world=options.min_world, timeout_s=None) as group:
                 say(event="joined", id=group.id, world=group.world)
                 train(group, state, weights, options)
                 group.barrier()
@@ -48,11 +52,10 @@ def main() -> None:
 
 
 def train(group: atoll.Group, state: atoll.SharedState, weights: Any, options: argparse.Namespace) -> None:
+    """The loop of the documentation, with several tensors in flight."""
     seen = -1
     while state.revision < options.steps:
-        gradients = [
-            np.full(options.size, float(state.revision + tag) * (group.rank + 1)) for tag in range(options.tags)
-        ]
+        gradients = [np.full(options.size, float(state.revision + t) * (group.rank + 1)) for t in range(options.tags)]
         before = [g.copy() for g in gradients]
         try:
             if group.peers_pending():
@@ -60,12 +63,13 @@ def train(group: atoll.Group, state: atoll.SharedState, weights: Any, options: a
             if group.epoch != seen:
                 result = group.sync(state)
                 seen = group.epoch
-                say(event="synced", received=result.bytes_received, revision=state.revision)
+                say(event="synced", received=result.bytes_received, revision=state.revision, hash=state.digest())
                 continue
             atoll.wait_all([group.all_reduce_async(g, "sum", tag=t) for t, g in enumerate(gradients)])
         except PeerLost as error:
-            intact = all((g == b).all() or t for t, (g, b) in enumerate(zip(gradients, before, strict=True)))
-            say(event="lost", message=str(error), intact=bool(intact), world=group.world)
+            # all works of one epoch fail together, but those already decided keep their result
+            intact = all(_same(g, b) or _reduced(g, b, options) for g, b in zip(gradients, before, strict=True))
+            say(event="lost", message=str(error), intact=intact, world=group.world)
             continue
         for gradient in gradients:
             weights += 1e-3 * gradient
@@ -73,6 +77,15 @@ def train(group: atoll.Group, state: atoll.SharedState, weights: Any, options: a
         say(event="step", revision=state.revision, world=group.world, hash=state.digest(), first=float(gradients[0][0]))
         if options.pace:
             time.sleep(options.pace)
+
+
+def _same(tensor: Any, before: Any) -> bool:
+    return bool((tensor == before).all())
+
+
+def _reduced(tensor: Any, before: Any, options: argparse.Namespace) -> bool:
+    """A whole result rather than a mixture: all elements were equal before, so they are after."""
+    return options.tags > 1 and bool((tensor == tensor[0]).all())
 
 
 if __name__ == "__main__":

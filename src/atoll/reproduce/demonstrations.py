@@ -1,0 +1,18 @@
+"""Driver: which systems can be demonstrated, and by what."""
+
+from typing import Final
+
+from atoll.errors import InvalidConfig
+from atoll.reproduce import pccl
+from atoll.reproduce.api import Demonstration
+from atoll.reproduce.systems import by_slug
+
+DEMONSTRATIONS: Final[dict[str, Demonstration]] = {"pccl": pccl.demonstrate}
+
+
+def find(slug: str) -> Demonstration:
+    """The demonstration of a system. InvalidConfig: there is no such system, or none of it runs yet."""
+    system = by_slug(slug)
+    if slug not in DEMONSTRATIONS:
+        raise InvalidConfig(f"{slug} is {system.status}; what can be run now: {', '.join(DEMONSTRATIONS)}")
+    return DEMONSTRATIONS[slug]
