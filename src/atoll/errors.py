@@ -21,6 +21,10 @@ class Expelled(AtollError):
     """The group went on without this peer. Join again."""
 
 
+class Unfit(Expelled):
+    """Expelled because this peer's state can't be the group's: other tensors, a revision ahead. Mend it, then join."""
+
+
 class MasterLost(AtollError):
     """The master can't be reached any more. Start it again and join it."""
 

@@ -10,7 +10,7 @@ from atoll.errors import AtollError, ProtocolError, Refused
 from atoll.net import preamble
 from atoll.net.preamble import HEAD, Greeting
 
-GOLDEN = bytes.fromhex("41544f4c 0100 1d00 82 a5 61746f6c6c a3 312e32 a8 6665617475726573 92 a2 7a31 a3 746c73")
+GOLDEN = bytes.fromhex("41544f4c 0100 1c00 82 a5 61746f6c6c a3 312e32 a8 6665617475726573 92 a2 7a31 a3 746c73")
 
 
 def test_the_greeting_has_these_bytes_in_every_version() -> None:

@@ -52,7 +52,7 @@ def test_alone_the_mean_is_what_was_given_and_nothing_is_sent():
     assert (done.world, done.bytes_sent) == (1, 0)
 
 
-@pytest.mark.parametrize("crash_ms", [1.0, 12.0, 50.0])  # before it commences, while data travels, or not at all
+@pytest.mark.parametrize("crash_ms", [1, 60, 1000])  # before it commences, while data travels, or not at all
 def test_after_a_loss_the_same_vectors_are_averaged_by_those_who_are_left(crash_ms):
     def body(i, exchange, group, world):
         if i == 1:
@@ -63,7 +63,7 @@ def test_after_a_loss_the_same_vectors_are_averaged_by_those_who_are_left(crash_
 
     first, _, third = together(3, body, bytes_per_s=1e3, latency_s=1e-4)  # a few bytes take milliseconds
     assert torch.equal(first.mean, third.mean)
-    assert (first.world, third.world) == ((2, 2) if crash_ms < 50 else (3, 3))
+    assert (first.world, third.world) == ((2, 2) if crash_ms < 1000 else (3, 3))
     assert torch.equal(first.mean, torch.arange(10.0) * 2)  # of 1 and 3, or of 1, 2 and 3
 
 

@@ -9,6 +9,7 @@ import torch
 
 import atoll
 from atoll.errors import AtollError
+from atoll.group.facade import Group
 from atoll.group.virtual import Process, World
 from atoll.runtime.api import here
 from atoll.train.loop import Folders, Trainer
@@ -31,7 +32,9 @@ def corpus(seed: int = 0, windows: int = 600) -> Corpus:
 def tiny(**changes: Any) -> TrainSettings:
     """Settings of a run of twelve steps."""
     model = ModelSettings(width=16, layers=1, heads=2, context=16)
-    return TrainSettings(**{"model": model, "steps": 12, "batch": 2, "every": 4, "warm_up": 3, "save_every": 0, **changes})
+    return TrainSettings(
+        **{"model": model, "steps": 12, "batch": 2, "every": 4, "warm_up": 3, "save_every": 0, **changes}
+    )
 
 
 class Peer:
@@ -85,12 +88,16 @@ class Run:
         folders = folders_in(folder) if folder else None
         peer = Peer(Trainer(settings or self.settings, text or self.text, report, folders), log)
 
+        def enter() -> Group:
+            again = bool(peer.events("joined"))  # who has been in waits for nobody
+            return atoll.join("m:1", min_world=1 if again else min_world, timeout_s=None)
+
         def main() -> None:
             try:
                 if resume:
                     assert folders is not None
                     peer.trainer.resume(folders.checkpoint)
-                peer.trainer.run(lambda: atoll.join("m:1", min_world=min_world, timeout_s=None))
+                peer.trainer.run(enter)
             except AtollError as error:
                 peer.error = error
 

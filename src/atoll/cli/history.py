@@ -81,7 +81,8 @@ class History:
         self._losses: dict[int, dict[str, float]] = {}
         self._hashes: dict[tuple[int | None, int], dict[str, str]] = {}
         self._gone: dict[str, int] = {}  # peers that went, and the epoch they were last seen in
-        self._joined_at: list[float] = []
+        self._joined_in: list[int] = []  # epochs
+        self._began_in: int | None = None  # the epoch of the first step
         self._first: tuple[int, float] | None = None  # step and time of the first step
         self._last: tuple[int, float] | None = None
         self._told_epochs: set[int] = set()
@@ -185,7 +186,7 @@ class History:
 
     def joins(self) -> int:
         """How often a peer joined after the first step."""
-        return sum(self._first is not None and at > self._first[1] for at in self._joined_at)
+        return sum(self._began_in is not None and epoch > self._began_in for epoch in self._joined_in)
 
     def marks(self) -> dict[str, float]:
         """Who went and who came after the start, with the step."""
@@ -221,7 +222,7 @@ class History:
 
     def _joined(self, peer: Peer, event: Event) -> str | None:
         self._move(peer, "training")
-        self._joined_at.append(event["at"])
+        self._joined_in.append(peer.epoch)
         return f"{peer.name} joined: rank {peer.rank} of {peer.world}"
 
     def _resumed(self, peer: Peer, event: Event) -> str | None:
@@ -254,7 +255,7 @@ class History:
         if isfinite(loss):
             self._losses.setdefault(step, {})[peer.name] = loss
         if self._first is None or at < self._first[1]:
-            self._first = (step, at)
+            self._first, self._began_in = (step, at), peer.epoch
         if self._last is None or step > self._last[0]:
             self._last = (step, at)
         if "hash" in event:

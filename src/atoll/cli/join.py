@@ -1,6 +1,5 @@
 """Driver: `atoll join`: one peer of a training run."""
 
-import json
 import os
 import signal
 import socket
@@ -10,12 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from tyro.conf import Positional
 
 from atoll import log
 from atoll.cli.history import History
-from atoll.cli.live import open_view
-from atoll.cli.output import say
+from atoll.cli.live import JsonView, view_for
 from atoll.config import RunDir, parse
 from atoll.errors import AtollError
 from atoll.group.facade import Group
@@ -52,29 +51,24 @@ def main(argv: list[str]) -> int:
     name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
     run = RunDir(settings.run_dir) if settings.run_dir else RunDir.create(Path("runs"))
     log.setup(run.path, debug=False)
-    if settings.json:
-        return _with_json(settings, name, run)
-    history = History()
-    with open_view(history, f"atoll join {settings.address}", settings.steps) as view:
+    history, console = History(settings.steps), Console()
+    title = f"atoll join {settings.address}"
+    with JsonView(history, console) if settings.json else view_for(history, title, console) as view:
 
-        def report(event: str, **about: Any) -> None:
-            history.add({"event": event, "peer": name, "at": time.time(), **about})
+        def report(kind: str, **about: Any) -> None:
+            event = {"event": kind, "peer": name, "at": time.time(), **about}
+            if sentence := history.add(event):
+                view.note(sentence)
+            view.event(event)
             view.update()
 
-        _train(settings, name, run, report)
-    say(f"run folder: {run.path}")
-    return 0
-
-
-def _with_json(settings: JoinSettings, name: str, run: RunDir) -> int:
-    def report(event: str, **about: Any) -> None:
-        say(json.dumps({"event": event, "peer": name, "at": time.time(), **about}))
-
-    try:
-        _train(settings, name, run, report)
-    except AtollError as error:
-        report("failed", kind=type(error).__name__, message=str(error))
-        raise
+        try:
+            _train(settings, name, run, report)
+        except AtollError as error:
+            report("failed", error=type(error).__name__, message=str(error))
+            raise
+    if not settings.json:
+        view.summary({"folder": str(run.path)})
     return 0
 
 

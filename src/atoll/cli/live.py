@@ -151,7 +151,7 @@ class LiveView:
         rows.add_column()
         rows.add_row("loss", self._loss())
         rows.add_row("state", _state(self._history))
-        rows.add_row("sent", traffic(self._history))
+        rows.add_row("traffic", traffic(self._history))
         return rows
 
     def _loss(self) -> Text:
@@ -246,9 +246,12 @@ class JsonView:
 def print_summary(console: Console, history: History, seconds: float, facts: Facts) -> None:
     """What came of the run, in lines that survive being copied from the terminal."""
     came = f"{history.step} steps, {history.tokens:,} tokens, {clock(seconds)}"
-    rows = {"trained": came, "loss": _losses(history), "sent": traffic(history), "survived": _survived(history)}
+    rows = {"trained": came, "loss": _losses(history), "traffic": traffic(history)}
+    if len(history.peers) > 1:  # one alone sees neither
+        rows["peers"] = f"{history.failures_survived()} lost and survived, {history.joins()} joined later"
+        rows["state"] = _verdict(history)
     console.print()
-    for name, text in {**rows, "state": _verdict(history), **facts}.items():
+    for name, text in {**rows, **facts}.items():
         line = Text.assemble(" ", (f"{name:<10}", "dim"), text)
         console.print(line, soft_wrap=True)
 
@@ -257,7 +260,7 @@ def traffic(history: History) -> str:
     """Bytes sent by all, against plain data-parallel training."""
     ratio = history.ratio()
     if ratio is None:
-        return "nothing: no peer to send to" if history.tokens else "nothing yet"
+        return "none"
     less = f": {ratio:.0f}x less" if ratio >= 1.5 else ""
     return f"{decimal(history.sent)} sent, plain data-parallel would have sent {decimal(history.ddp)}{less}"
 
@@ -325,11 +328,6 @@ def _losses(history: History) -> str:
         return f"{start}{after:.3f} nats per byte on held-out text"
     curve = list(history.loss_curve().values())
     return f"{curve[0]:.3f} -> {curve[-1]:.3f} nats per byte in training" if curve else "no step was taken"
-
-
-def _survived(history: History) -> str:
-    lost, joins = history.failures_survived(), history.joins()
-    return f"{lost} lost peer{'' if lost == 1 else 's'}, {joins} late joiner{'' if joins == 1 else 's'}"
 
 
 def _progress(history: History) -> str:

@@ -108,7 +108,8 @@ class Execution:
                 self._codec.decode(self._incoming, arrived)
             ours = self.source[part]
             low, high = (arrived, ours) if step.source < self._rank else (ours, arrived)  # the same order on both sides
-            REDUCE[self._op](low, high, out=self.result[part])
+            with np.errstate(all="ignore"):  # what overflows is the program's own number
+                REDUCE[self._op](low, high, out=self.result[part])
         elif self._codec:
             self._codec.decode(self._incoming, self.result[part])
             self._encoded[step.piece] = self._incoming

@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 
 from atoll import codec as codecs
-from atoll.errors import Busy, DeadlineExceeded, InvalidTensor
+from atoll.errors import Busy, DeadlineExceeded, InvalidTensor, ProtocolError
 from atoll.group.api import MOST_OPERATIONS, Kind, Outcome, Port, Ticket
 from atoll.group.ballots import SYNC
 from atoll.group.election import Plan
 from atoll.group.execution import REDUCE
 from atoll.group.messages import LARGEST_PAYLOAD, View
 from atoll.group.state import SharedState, StateTensors
-from atoll.group.tensors import FLOATING, REDUCIBLE, Array, describe, like, read, write
+from atoll.group.tensors import FLOATING, REDUCIBLE, Array, check_writable, describe, like, read, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Work:
     ticket: Ticket
     _deliver: Callable[[Outcome], Any]
     _launched_s: float = field(default=0.0)
+    _result: Result | None = field(default=None, init=False)
 
     def done(self) -> bool:
         """Would `wait` return at once?"""
@@ -53,20 +54,25 @@ class Work:
     def wait(self, timeout_s: float | None = None) -> Result:
         """Block until the group has decided, then take the effects: the result, or the error raised here.
 
-        DeadlineExceeded: not within `timeout_s`; nothing has changed and the call may be repeated.
+        DeadlineExceeded: not within `timeout_s`; nothing has changed and the call may be repeated. Waiting once more
+        gives the same again, without effects.
         """
+        if self._result is not None:
+            return self._result
         ticket, group = self.ticket, self.group
         if not group._port.wait(ticket, timeout_s):
             raise DeadlineExceeded(f"{ticket.kind} with tag {ticket.tag}: no verdict within {timeout_s} s")
-        group._unawaited.pop(ticket.tag, None)
         outcome = ticket.outcome
         assert outcome is not None
-        group._adopt(outcome)
+        if group._unawaited.get(ticket.tag) is self:
+            del group._unawaited[ticket.tag]
+            group._adopt(outcome)
         if outcome.error is not None:
             raise outcome.error
         value = self._deliver(outcome)
         seconds = group._port.now() - self._launched_s
-        return Result(group.world, outcome.sent, outcome.received, seconds, value)
+        self._result = Result(group.world, outcome.sent, outcome.received, seconds, value)
+        return self._result
 
 
 class Group:
@@ -171,7 +177,7 @@ class Group:
     ) -> Work:
         """As `all_reduce`; the tensor must not be written until the work has been awaited."""
         target = tensor if out is None else out
-        return self._launch("all_reduce", tensor, tag, op, codec, _into(target))
+        return self._launch("all_reduce", tensor, tag, op, codec, target, _into(target))
 
     def reduce_scatter(
         self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None,
@@ -185,7 +191,7 @@ class Group:
     ) -> Work:
         """As `reduce_scatter`."""
         return self._launch(
-            "reduce_scatter", tensor, tag, op, codec, _into_or_new(tensor, out, lambda values: values.shape)
+            "reduce_scatter", tensor, tag, op, codec, out, _into_or_new(tensor, out, lambda values: values.shape)
         )
 
     def all_gather(
@@ -197,7 +203,7 @@ class Group:
     def all_gather_async(self, tensor: Any, *, tag: int = 0, codec: str | None = None, out: Any = None) -> Work:
         """As `all_gather`."""
         put = _into_or_new(tensor, out, lambda values: (self.world, *tensor.shape))
-        return self._launch("all_gather", tensor, tag, "", codec, put)
+        return self._launch("all_gather", tensor, tag, "", codec, out, put)
 
     def broadcast(
         self, tensor: Any, root: int = 0, *, tag: int = 0, codec: str | None = None, timeout_s: float | None = None
@@ -209,7 +215,7 @@ class Group:
         """As `broadcast`."""
         if not 0 <= root < self.world:
             raise ValueError(f"root must be a rank from 0 to {self.world - 1}, not {root}")
-        return self._launch("broadcast", tensor, tag, "", codec, _into(tensor), root)
+        return self._launch("broadcast", tensor, tag, "", codec, tensor, _into(tensor), root)
 
     def gather_bytes(self, payload: bytes, *, tag: int = 0, timeout_s: float | None = None) -> list[bytes]:
         """Everybody's payload (at most 4 KiB) by rank; one round trip to the master, no data phase."""
@@ -247,8 +253,9 @@ class Group:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _launch(
-        self, kind: Kind, tensor: Any, tag: int, op: str, codec: str | None, put: Callable[[Array], Any], root: int = 0
-    ) -> Work:
+        self, kind: Kind, tensor: Any, tag: int, op: str, codec: str | None, out: Any, put: Callable[[Array], Any],
+        root: int = 0,
+    ) -> Work:  # fmt: skip
         name = f"{kind} with tag {tag}:"
         flat = read(tensor, name)
         dtype = str(flat.dtype)
@@ -256,6 +263,8 @@ class Group:
             raise InvalidTensor(f"{describe(tensor, name)}: this type can't take part")
         if op and op not in REDUCE:
             raise ValueError(f"op must be one of {', '.join(REDUCE)}, not {op!r}")
+        if out is not None:
+            check_writable(out, dtype, self._size_of_result(kind, flat.size), name)
         codecs.get(codec)
         if codec and codec != "none":
             _codable(flat, tensor, name, codec)
@@ -269,14 +278,30 @@ class Group:
         ]
         what = " ".join(w for w in words if w)
         ticket = Ticket(kind, self.epoch, tag, what, tensor=flat, op=op, codec=codec, root=root)
-        # alone, no data moves: the result is what we gave
-        return self._submit(ticket, lambda outcome: put(flat.copy() if outcome.value is None else outcome.value))
+
+        def deliver(outcome: Outcome) -> Any:
+            if outcome.value is not None:
+                return put(outcome.value)
+            if self.world > 1:
+                raise ProtocolError(f"{name} decided without data")
+            return put(flat.copy())  # alone, no data moves: the result is what we gave
+
+        return self._submit(ticket, deliver)
+
+    def _size_of_result(self, kind: Kind, size: int) -> int:
+        if kind == "all_gather":
+            return size * self.world
+        if kind == "reduce_scatter":
+            return size // self.world + (self.rank < size % self.world)
+        return size
 
     def _submit(self, ticket: Ticket, deliver: Callable[[Outcome], Any]) -> Work:
         if not 0 <= ticket.tag < 1 << 16:
             raise ValueError(f"a tag is a number from 0 to 65535, not {ticket.tag}")
         if ticket.tag in self._unawaited:
             raise Busy(f"tag {ticket.tag} is in use: await its work first")
+        if self._opening is not None:
+            raise Busy("an update_topology that timed out is still voted for: call it again first")
         if len(self._unawaited) >= MOST_OPERATIONS:
             raise Busy(f"{MOST_OPERATIONS} operations are under way: await one first")
         if self._state is not None and not ticket.revision:

@@ -264,6 +264,7 @@ class Master:
                     self._say(self.ring, Commence(event.tag, ballot.seq, plan))
                 self._decide_if_complete(event.tag, ballot)
             case dict() as expelled:
+                self._out += [Say(i, Expel(why, unfit=True)) for i, why in expelled.items()]
                 self._changed([c for i, why in expelled.items() for c in self.roster.drop(i, why)])
 
     def _on_complete(self, event: Complete, who: int) -> None:

@@ -166,9 +166,10 @@ class Crossed(Message, frozen=True, tag=25):
 
 
 class Expel(Message, frozen=True, tag=26):
-    """The group goes on without you."""
+    """The group goes on without you. `unfit`: because of your state; to come back with it won't help."""
 
     reason: str
+    unfit: bool = False
 
 
 class Refuse(Message, frozen=True, tag=27):

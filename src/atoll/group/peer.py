@@ -7,7 +7,7 @@ of an operation that failed, so that all survivors see the same sequence of outc
 from collections import Counter
 from dataclasses import dataclass
 
-from atoll.errors import AtollError, Expelled, MasterLost, Mismatch, PeerLost, Refused
+from atoll.errors import AtollError, Expelled, MasterLost, Mismatch, PeerLost, Refused, Unfit
 from atoll.group.api import (
     DataDone,
     Finish,
@@ -92,7 +92,8 @@ class Peer:
             case Crossed():
                 self._on_crossed(event)
             case Expel():
-                self._end(Expelled(f"the group went on without this peer: {event.reason}"))
+                kind = Unfit if event.unfit else Expelled
+                self._end(kind(f"the group went on without this peer: {event.reason}"))
             case Refuse():
                 self._end(Refused(event.reason))
             case LinkUp():

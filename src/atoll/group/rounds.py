@@ -19,6 +19,8 @@ from atoll.group.schedules import (
 )
 from atoll.group.state import StateTensors
 
+EXCHANGED: Final = ("sum", "avg", "prod")
+"""Reductions that two machines compute to the same bits, whatever their vector units: not so the sign of max(-0, 0)."""
 BLOCK: Final = 1 << 20
 """Bytes that travel as one frame: smaller ones cost a turn each, larger ones leave links idle."""
 LARGEST_FRAME: Final = BLOCK + 64
@@ -53,7 +55,7 @@ def execution_for(start: Start) -> Execution:
         blocks = _blocks(source.nbytes)
         chunks = [slice(r * source.size, (r + 1) * source.size) for r in range(world)]
         return Execution(ring_all_gather(rank, world, blocks), result, result, _pieces(chunks, blocks), **how)
-    if t.kind == "all_reduce" and world == 2 and t.eager and how["codec"] is None:
+    if t.kind == "all_reduce" and world == 2 and t.eager and t.codec in (None, "none") and t.op in EXCHANGED:
         return Execution(exchange_all_reduce(rank), source, np.empty_like(source), [slice(0, source.size)], **how)
     chunks = cut(0, source.size, world)
     blocks = _blocks(source.nbytes // world)

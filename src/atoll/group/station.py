@@ -101,8 +101,7 @@ class Station:
             except ProtocolError as error:
                 if not eager_parts(seq):  # all agreed before it began, so this is no mistake
                     raise
-                del self.runs[seq]
-                self.feed(DataDone(seq, str(error)))
+                self._fail(seq, error)
         if nbytes > LARGEST_FRAME:
             raise ProtocolError(f"a data frame of {nbytes} bytes; at most {LARGEST_FRAME} are allowed")
         if not eager_parts(seq) and seq > self._newest_seq:
@@ -138,7 +137,7 @@ class Station:
         try:
             run = self.runs[start.seq] = Run(execution_for(start), start)
         except (ValueError, AtollError) as error:
-            self.feed(DataDone(start.seq, str(error)))
+            self._fail(start.seq, error)
             return
         self._go(start.seq, run, run.execution.advance)
         for source, data in self._early.pop(start.seq, ()):
@@ -156,12 +155,17 @@ class Station:
         try:
             leaving = move()
         except ValueError as error:
-            self.feed(DataDone(seq, str(error)))
+            self._fail(seq, error)
             return
         for rank, data in leaving:
             self.carrier.send(run.start.ring[rank], seq, data)
         if run.execution.done:
             self.feed(DataDone(seq))
+
+    def _fail(self, seq: int, error: Exception) -> None:
+        """Give the data phase up; what still comes for it is read and forgotten."""
+        self.runs.pop(seq, None)
+        self.feed(DataDone(seq, str(error)))
 
     def _finish(self, action: Finish) -> None:
         assert action.ticket.outcome is None, "a ticket was answered twice"

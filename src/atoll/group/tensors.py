@@ -1,5 +1,6 @@
 """Program: NumPy arrays and torch tensors as flat arrays over the same memory, and back."""
 
+import math
 import sys
 from typing import Any
 
@@ -60,6 +61,18 @@ def read(tensor: Any, name: str = "") -> Array:
     if is_torch(tensor) and tensor.device.type != "cpu":
         return _flat_torch(tensor.detach().cpu().contiguous(), name)
     return flat_view(tensor, name)
+
+
+def check_writable(out: Any, dtype: str, size: int, name: str) -> None:
+    """InvalidTensor: `out` can't take `size` elements of that type."""
+    if not is_torch(out):
+        flat = flat_view(out, name)
+        if not flat.flags.writeable:
+            raise InvalidTensor(f"{describe(out, name)} is read-only")
+    elif not out.is_contiguous():
+        raise InvalidTensor(f"{describe(out, name)} is not contiguous")
+    if math.prod(out.shape) != size or str(out.dtype).removeprefix("torch.") != dtype:
+        raise InvalidTensor(f"{describe(out, name)} can't hold the result: {size} elements of {dtype}")
 
 
 def write(tensor: Any, values: Array, name: str = "") -> None:

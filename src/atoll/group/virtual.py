@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from atoll import rng
-from atoll.group.api import Close, LinkDown, LinkUp, PeerEvent, Say, Ticket
+from atoll.group.api import Close, LinkDown, LinkUp, MasterGone, PeerEvent, Say, Ticket
 from atoll.group.master import Master
 from atoll.group.messages import Beat, Seat, ToMaster
 from atoll.group.peer import Peer
@@ -228,6 +228,7 @@ class VirtualPort:
 
     def close(self) -> None:
         self.end("left")
+        self.station.feed(MasterGone("this group was closed"))
 
     def end(self, reason: str) -> None:
         """Connections of this port break; the others hear of it."""

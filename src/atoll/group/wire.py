@@ -66,6 +66,7 @@ class Wire:
         self._peer = Peer(*self._net.listen(host, 0, self._accepted))
         self._station = Station(self._peer, self)
         self._net.add(self._control, self._master_said, self._master_gone)
+        self._net.expect_greeting(self._control)
         self._inbox: deque[Ticket] = deque()
         self._successor: tuple[int, Channel] | None = None
         self._predecessors: dict[tuple[int, int], Channel] = {}
@@ -167,7 +168,8 @@ class Wire:
         if self._successor:
             self._net.remove(self._successor[1])
             self._successor = None
-        for key in [k for k in self._predecessors if k[0] < epoch or epoch < 0]:
+        expected = self._predecessor
+        for key in [k for k in self._predecessors if epoch < 0 or k[0] < epoch or (k[0] == epoch and k[1] != expected)]:
             self._net.remove(self._predecessors.pop(key))
         if successor is not None:
             self._cancel_dial = self._net.dial(
@@ -193,6 +195,15 @@ class Wire:
 
     # -- links -----------------------------------------------------------------------------------------------------
 
+    @property
+    def _predecessor(self) -> int:
+        """Whose link belongs to the present epoch; 0: nobody's."""
+        peer = self._peer
+        ring = (
+            tuple(seat.id for seat in peer.forming.ring) if peer.forming else peer.views[-1].ring if peer.views else ()
+        )
+        return ring[ring.index(peer.id) - 1] if len(ring) > 1 else 0
+
     def _dialled(self, epoch: int, to: int, channel: Channel) -> None:
         self._successor = to, channel
 
@@ -214,6 +225,8 @@ class Wire:
         epoch, source = hello.epoch, hello.id
         if epoch < self._station.epoch or (epoch, source) in self._predecessors:
             raise AtollError(f"a link of epoch {epoch} that is over")
+        if epoch == self._station.epoch and source != self._predecessor:
+            raise AtollError(f"peer {source} is not our neighbour in epoch {epoch}")
         self._predecessors[epoch, source] = channel
         channel.place = lambda seq, nbytes: self._station.place(source, seq, nbytes)
         self._net.add(

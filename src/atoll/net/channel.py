@@ -90,7 +90,7 @@ class Channel:
         """
         self._drained = self.held = False
         frames = 0
-        while frames < _FRAMES_A_TURN or self._start < self._end:  # what is buffered here wakes no selector
+        while True:
             if self._body is None and not self._begin():
                 return
             if self._missing and not self._fill():
@@ -101,6 +101,8 @@ class Channel:
                 self.greeting = preamble.decode(body)
             else:
                 frames += 1
+                if frames >= _FRAMES_A_TURN:
+                    self._drained = True  # leave the rest to the next turn, but what is buffered: it wakes no selector
                 yield self._sequence, body
 
     def _begin(self) -> bool:

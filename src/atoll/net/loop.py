@@ -11,6 +11,7 @@ import logging
 import selectors
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +31,7 @@ _LARGEST_BACKLOG: Final = 64 << 20
 """Bytes of messages that may wait for one slow reader; data frames are bounded by their operation."""
 _MOST_CHANNELS: Final = 4096
 _GREETING_S: Final = 10.0
+_NO_DESCRIPTOR_S: Final = 0.5
 _IN_PROGRESS: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS)}
 
 
@@ -47,8 +49,8 @@ class SocketLoop:
         self.greeting = greeting
         self.channels: dict[Channel, _Ends] = {}
         self._selector = selectors.DefaultSelector()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._cancelled: set[int] = set()
+        self._moments: list[tuple[float, int]] = []
+        self._timers: dict[int, Callable[[], None]] = {}
         self._last_timer = 0
         self._sockets: list[socket.socket] = []
         ours, self._bell = socket.socketpair()
@@ -65,9 +67,12 @@ class SocketLoop:
         server = socket.create_server((host, port), family=family, backlog=256)
         server.setblocking(False)
         self._sockets.append(server)
-        self._selector.register(server, _READ, lambda _: self._accept(server, accepted))
+        self._accept_from(server, accepted)
         name = server.getsockname()
         return str(name[0]), int(name[1])
+
+    def _accept_from(self, server: socket.socket, accepted: Callable[[Channel], None]) -> None:
+        self._selector.register(server, _READ, lambda _: self._accept(server, accepted))
 
     def _accept(self, server: socket.socket, accepted: Callable[[Channel], None]) -> None:
         try:
@@ -75,17 +80,26 @@ class SocketLoop:
         except OSError as error:  # gone again, or no descriptor left: those who are in matter more
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 log.warning("no file descriptor left for a new connection")
+                self._selector.unregister(server)  # it stays readable, so wait for one to come free
+                self.after(_NO_DESCRIPTOR_S, lambda: self._accept_from(server, accepted))
             return
         if len(self.channels) >= _MOST_CHANNELS:
             sock.close()
             return
         channel = Channel(sock, self.greeting)
-        self.after(_GREETING_S, lambda: self._expect_greeting(channel))
+        self.expect_greeting(channel)
         accepted(channel)
 
-    def _expect_greeting(self, channel: Channel) -> None:
-        if channel in self.channels and channel.greeting is None:
-            self._break(channel, f"said nothing for {_GREETING_S:g} s")
+    def expect_greeting(self, channel: Channel) -> None:
+        """Break `channel` if the other side doesn't greet in time."""
+        known = weakref.ref(channel)  # a flood of connections, closed again, must not stay in memory until then
+
+        def check() -> None:
+            channel = known()
+            if channel is not None and channel.greeting is None:
+                self._break(channel, f"no greeting of atoll within {_GREETING_S:g} s")
+
+        self.after(_GREETING_S, check)
 
     def dial(
         self, address: Address, timeout_s: float, connected: Callable[[Channel], None], failed: Callable[[str], None]
@@ -93,38 +107,44 @@ class SocketLoop:
         """Connect without blocking; exactly one of the two is called, unless the returned function cancels before."""
         sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         sock.setblocking(False)
+        try:
+            code = sock.connect_ex(address)
+        except (OSError, OverflowError):  # others told us this address; it need not be one
+            code = errno.EADDRNOTAVAIL
+        if code not in (0, *_IN_PROGRESS):
+            sock.close()
+            token = self.after(0.0, lambda: failed(_why(code)))
+            return lambda: self.cancel(token)
         done = False
 
-        def end(why: str | None) -> None:
+        def end() -> bool:
             nonlocal done
             if done:
-                return
+                return False
             done = True
             self._selector.unregister(sock)
             self.cancel(timer)
-            if why is None:
-                connected(Channel(sock, self.greeting))
-            else:
-                sock.close()
-                failed(why)
+            return True
 
         def writable(_: int) -> None:
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            end(None if code == 0 else _why(code))
+            end()
+            if code == 0:
+                connected(Channel(sock, self.greeting))
+            else:
+                sock.close()
+                failed(_why(code))
+
+        def expire() -> None:
+            cancel()
+            failed(f"no answer within {timeout_s:g} s")
 
         def cancel() -> None:
-            nonlocal done
-            if not done:
-                done = True
-                self._selector.unregister(sock)
-                self.cancel(timer)
+            if end():
                 sock.close()
 
-        code = sock.connect_ex(address)
         self._selector.register(sock, _WRITE, writable)
-        timer = self.after(timeout_s, lambda: end(f"no answer within {timeout_s:g} s"))
-        if code not in (0, *_IN_PROGRESS):
-            self.after(0.0, lambda: end(_why(code)))
+        timer = self.after(timeout_s, expire)
         return cancel
 
     def add(self, channel: Channel, frame: Frame, broken: Broken) -> None:
@@ -163,12 +183,13 @@ class SocketLoop:
     def after(self, seconds: float, fn: Callable[[], None]) -> int:
         """Call `fn` in `seconds`; returns a token for `cancel`."""
         self._last_timer += 1
-        heapq.heappush(self._timers, (time.monotonic() + seconds, self._last_timer, fn))
+        self._timers[self._last_timer] = fn
+        heapq.heappush(self._moments, (time.monotonic() + seconds, self._last_timer))
         return self._last_timer
 
     def cancel(self, token: int) -> None:
-        """Forget a timer that has not fired."""
-        self._cancelled.add(token)
+        """Forget a timer; one that has fired already is no error."""
+        self._timers.pop(token, None)
 
     def ring(self) -> None:
         """From any thread: end the wait of `turn`."""
@@ -179,18 +200,17 @@ class SocketLoop:
 
     def turn(self, timeout_s: float | None = None) -> None:
         """Wait for the next thing to happen and handle all that is ready."""
-        if self._timers:
-            until = max(0.0, self._timers[0][0] - time.monotonic())
+        if self._moments:
+            until = max(0.0, self._moments[0][0] - time.monotonic())
             timeout_s = until if timeout_s is None else min(timeout_s, until)
         for key, mask in self._selector.select(timeout_s):
             if key.fileobj.fileno() >= 0:  # type: ignore[union-attr]  # not closed by an earlier callback of this turn
                 key.data(mask)
         now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            _, token, fn = heapq.heappop(self._timers)
-            if token in self._cancelled:
-                self._cancelled.discard(token)
-            else:
+        while self._moments and self._moments[0][0] <= now:
+            _, token = heapq.heappop(self._moments)
+            fn = self._timers.pop(token, None)
+            if fn is not None:
                 fn()
 
     def flush(self, within_s: float) -> None:

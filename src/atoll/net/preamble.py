@@ -47,5 +47,5 @@ def decode(body: bytes | memoryview) -> Greeting:
     """What the other side said of itself."""
     try:
         return msgspec.msgpack.decode(body, type=Greeting)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"unreadable greeting: {error}") from None

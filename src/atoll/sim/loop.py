@@ -36,7 +36,7 @@ class Loop:
     @property
     def now_s(self) -> float:
         """Seconds of virtual time passed."""
-        return self.now_ns * 1e-9
+        return self.now_ns / 1e9
 
     def post(self, delay_ns: int, fn: Callable[..., object], *args: Any) -> int:
         """Call `fn(*args)` after `delay_ns`; returns a token for `cancel`."""
@@ -49,6 +49,10 @@ class Loop:
     def cancel(self, token: int) -> None:
         """Forget an event that has not run yet (only such a one); it moves no clock."""
         self._cancelled.add(token)
+        if len(self._cancelled) > 64 and 2 * len(self._cancelled) > len(self._heap):
+            self._heap = [entry for entry in self._heap if entry[2] not in self._cancelled]
+            heapq.heapify(self._heap)
+            self._cancelled.clear()
 
     def step(self, until_ns: int = FOREVER_NS) -> bool:
         """Run the next event due by `until_ns`; False: there is none."""

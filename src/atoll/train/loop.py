@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from atoll.errors import Expelled, InvalidConfig, MasterLost, PeerLost
+from atoll.errors import Expelled, InvalidConfig, MasterLost, PeerLost, Unfit
 from atoll.group.facade import Group
 from atoll.group.state import SharedState
 from atoll.model.saved import save_model
@@ -69,6 +69,8 @@ class Trainer:
                 try:
                     self._train(group)
                     return
+                except Unfit:
+                    raise
                 except Expelled as error:
                     self.report("expelled", message=str(error))
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import atoll
-from atoll.errors import Expelled, Mismatch, PeerLost
+from atoll.errors import Mismatch, PeerLost, Unfit
 from atoll.reproduce.api import Line, Say, judged
 from atoll.reproduce.threads import run_peers
 
@@ -29,7 +29,7 @@ def _sync_all(world: int, state: State) -> list[tuple[str, Any]]:
                 return "ok", (mine, received)
             except PeerLost:
                 continue
-            except (Expelled, Mismatch) as error:
+            except (Unfit, Mismatch) as error:
                 return type(error).__name__, str(error)
 
     return run_peers(world, body)
@@ -79,21 +79,21 @@ def elections(say: Say) -> Iterator[Line]:
                 return "ok"
             except PeerLost:
                 continue
-            except Expelled:
-                return "Expelled"
+            except Unfit:
+                return "Unfit"
 
-    yield line("8e", "who skips a revision is expelled, the others go on", ["ok", "ok", "Expelled"], run_peers(3, skip))
+    yield line("8e", "who skips a revision is expelled, the others go on", ["ok", "ok", "Unfit"], run_peers(3, skip))
 
     odd = _sync_all(3, lambda r: atoll.SharedState({"v" if r == 2 else "w": _fill(1.0)}))
-    yield line("8f", "other keys expel only the offender", ["ok", "ok", "Expelled"], kinds(odd))
+    yield line("8f", "other keys expel only the offender", ["ok", "ok", "Unfit"], kinds(odd))
 
     senders = _sync_all(2, lambda r: atoll.SharedState({"w": _fill(float(r))}, strategy="send"))
     yield line(
-        "8g", "of two that may only send different contents one is expelled", ["Expelled", "ok"], sorted(kinds(senders))
+        "8g", "of two that may only send different contents one is expelled", ["Unfit", "ok"], sorted(kinds(senders))
     )
 
     takers = _sync_all(3, lambda r: atoll.SharedState({"w": _fill(float(r))}, strategy="receive"))
-    yield line("8h", "if all only want to receive, all are expelled", ["Expelled"] * 3, kinds(takers))
+    yield line("8h", "if all only want to receive, all are expelled", ["Unfit"] * 3, kinds(takers))
 
     mixed = _sync_all(3, lambda r: atoll.SharedState({"w": _fill(1.0)}, strategy="send" if r == 1 else "popular"))
-    yield line("8i", "mixing strategies expels the one that breaks the rule", ["ok", "Expelled", "ok"], kinds(mixed))
+    yield line("8i", "mixing strategies expels the one that breaks the rule", ["ok", "Unfit", "ok"], kinds(mixed))

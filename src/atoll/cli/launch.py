@@ -1,0 +1,275 @@
+"""Driver: `atoll train`: a master and its peers as processes of this machine, one of them killed on purpose if asked.
+
+Nothing is polled: a line or the end of a child wakes the loop, and a timeout lets the view show that time passes.
+"""
+
+import json
+import logging
+import signal
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from atoll import plot, rng
+from atoll.cli.history import Event, History
+from atoll.cli.live import View
+from atoll.config import RunDir
+from atoll.errors import AtollError
+from atoll.record import JsonlSink
+from atoll.runtime.processes import Exit, LocalProcesses
+
+log = logging.getLogger("atoll.launch")
+
+MASTER = "master"
+TICK_S = 0.25
+LEAVE_S = 5.0
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to start."""
+
+    peers: int
+    chaos: bool
+    run: RunDir
+    resume: bool
+    steps: int
+    seed: int
+    """Chooses whom chaos kills."""
+    program: tuple[str, ...] = (sys.executable, "-m", "atoll")
+    """Is given the arguments of `atoll master` and `atoll join`."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """What chaos does next, and to whom."""
+
+    action: Literal["start", "kill"]
+    name: str
+
+
+class Chaos:
+    """Decides: after a third of the steps one peer is killed, and another comes once the group goes on without it.
+
+    A run of one peer first gets a second, so that nothing is lost.
+    """
+
+    def __init__(self, peers: int, seed: int) -> None:
+        self._next = peers
+        self._rng = rng.stream(seed, "chaos")
+        self._victim = ""
+        self._replaced = False
+
+    def decide(self, history: History) -> Move | None:
+        """What is due now; counts as done once told."""
+        if 3 * history.step < history.steps or any(peer.state == "done" for peer in history.peers.values()):
+            return None
+        if self._victim:
+            return self._start() if not self._replaced and history.survived(self._victim) else None
+        settled = [p.name for p in history.training() if p.loss is not None and p.epoch == history.epoch]
+        if len(settled) >= 2:
+            self._victim = settled[int(self._rng.integers(len(settled)))]
+            return Move("kill", self._victim)
+        return self._start() if self._next == 1 else None
+
+    def _start(self) -> Move:
+        self._replaced = bool(self._victim)
+        self._next += 1
+        return Move("start", f"peer-{self._next - 1}")
+
+
+def run_local(launch: Launch, history: History, view: View) -> int:
+    """Train to the end and show it; returns 0, or 130 after Ctrl-C. Leaves no child behind.
+
+    AtollError: no peer was left, the master ended, nothing was saved, or the peers' states differed. SaveFailed: the
+    record can't be written.
+    """
+    trouble, code = "", 0
+    with closing(JsonlSink(launch.run.record)) as record, view, LocalProcesses(launch.run.path) as processes:
+        session = _Session(launch, history, view, record, processes)
+        try:
+            trouble = session.train()
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+            session.dismiss()
+    trouble = trouble or _disagreement(history, launch.run)
+    view.summary(_left_behind(launch, history, finished=not trouble and code == 0))
+    if trouble:
+        raise AtollError(trouble)
+    return code
+
+
+class _Session:
+    """The children from the first to the last."""
+
+    def __init__(
+        self, launch: Launch, history: History, view: View, record: JsonlSink, processes: LocalProcesses
+    ) -> None:
+        self._launch, self._history, self._view, self._record = launch, history, view, record
+        self._processes = processes
+        self._chaos = Chaos(launch.peers, launch.seed) if launch.chaos else None
+        self._address = ""
+        self._trouble = ""
+        self._running: set[str] = set()  # peers
+        self._late: set[str] = set()
+        """Peers that came after the start and have not taken a step."""
+        self._dismissed = False
+
+    def train(self) -> str:
+        """Start all, go on until all have ended; returns what went wrong, if anything."""
+        self._processes.start(
+            [*self._launch.program, "master", "--listen", "127.0.0.1:0", "--json"], MASTER, stdout=self._on_line
+        )
+        while self._running or not self._address:
+            self._turn(TICK_S)
+            if self._trouble:
+                return self._trouble
+            if self._chaos and (move := self._chaos.decide(self._history)):
+                self._make(move)
+            self._view.update()
+        return self._missing()
+
+    def dismiss(self) -> None:
+        """Let the peers leave; whoever has not gone by then is ended with the master. The history stands still."""
+        self._dismissed = True
+        self._view.note("interrupted: the peers leave; once more ends them at once")
+        for name in self._running:
+            self._processes.interrupt(name)
+        deadline = time.monotonic() + LEAVE_S
+        while self._running and (left := deadline - time.monotonic()) > 0:
+            self._turn(left)
+
+    # -- what comes in ------------------------------------------------------------------------------------------------
+
+    def _turn(self, timeout_s: float) -> None:
+        for end in self._processes.wait_any(timeout_s):
+            if end.name == MASTER:
+                self._on_master_end(end)
+            else:
+                self._on_peer_end(end)
+
+    def _on_line(self, name: str, line: str) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            log.info("%s: %s", name, line)
+            return
+        self._view.event(event)
+        self._tell(event)
+        if self._dismissed:
+            return
+        if name == MASTER and event.get("event") == "listening":
+            self._address = event["address"]
+            for number in range(self._launch.peers):
+                self._start(f"peer-{number}", min_world=self._launch.peers)
+        elif event.get("event") == "step":
+            self._late.discard(name)
+        elif event.get("event") == "done":
+            self._end_latecomers()
+
+    def _on_peer_end(self, end: Exit) -> None:
+        self._running.discard(end.name)
+        state = self._history.peers[end.name].state
+        if not (state in ("killed", "late", "failed") or (state == "done" and end.code == 0)):
+            self._announce("failed", end.name, message=self._why(end))
+
+    def _on_master_end(self, end: Exit) -> None:
+        if self._running or not self._address:
+            self._trouble = f"the master ended: {self._why(end)}; logs in {self._logs}"
+
+    # -- what goes out ------------------------------------------------------------------------------------------------
+
+    def _make(self, move: Move) -> None:
+        if move.action == "start":
+            self._late.add(move.name)
+            self._start(move.name, min_world=1)
+        else:
+            self._processes.kill(move.name)
+            self._announce("killed", move.name)
+
+    def _start(self, name: str, min_world: int) -> None:
+        run = self._launch.run
+        options = ["--config", str(run.config), "--run-dir", str(run.path), "--name", name]
+        options += ["--min-world", str(min_world), "--json", *(["--resume"] if self._launch.resume else [])]
+        child = self._processes.start(
+            [*self._launch.program, "join", self._address, *options],
+            name,
+            stdout=self._on_line,
+            env={"OMP_NUM_THREADS": "1"},  # else each takes all cores, and all are slower
+        )
+        self._running.add(name)
+        self._announce("started", name, pid=child.pid)
+
+    def _end_latecomers(self) -> None:
+        """The group is closing: a newcomer would find nobody, and train anew alone over what has just been saved."""
+        for name in self._late & self._running:
+            self._processes.kill(name)
+            self._announce("late", name)
+        self._late.clear()
+
+    def _announce(self, kind: str, name: str, **fields: Any) -> None:
+        """An event of ours, which no child can tell."""
+        self._tell({"event": kind, "peer": name, "at": time.time(), **fields})
+
+    def _tell(self, event: Event) -> None:
+        self._record.write(dict(event))
+        if not self._dismissed and (text := self._history.add(event)):
+            self._view.note(text)
+
+    # -- how it ended -------------------------------------------------------------------------------------------------
+
+    @property
+    def _logs(self) -> Path:
+        return self._launch.run.path / "logs"
+
+    def _missing(self) -> str:
+        """What a finished run should have and this one has not."""
+        peers = self._history.peers.values()
+        reasons = "; ".join(dict.fromkeys(f"{p.name}: {p.reason}" for p in peers if p.state == "failed"))
+        if not any(peer.state == "done" for peer in peers):
+            return f"no peer is left ({reasons}); logs in {self._logs}"
+        return "" if self._history.model_saved else f"no model was saved ({reasons}); logs in {self._logs}"
+
+    def _why(self, end: Exit) -> str:
+        """Why a child ended that did not say so itself."""
+        if end.code < 0:
+            return f"ended by {signal.Signals(-end.code).name}"
+        lines = (self._logs / f"{end.name}.log").read_text("utf-8", errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return f"{said} (exit code {end.code})"
+
+
+def _disagreement(history: History, run: RunDir) -> str:
+    if wrong := history.disagreements():
+        return f"the peers held different states at revision {wrong[0]}: this is a bug; please report {run.record}"
+    return ""
+
+
+def _left_behind(launch: Launch, history: History, *, finished: bool) -> dict[str, str]:
+    """Paths, and how to go on with a run that is not finished."""
+    run, facts = launch.run, {"run": str(launch.run.path)}
+    if history.model_saved:
+        facts["model"] = str(run.model)
+    if curve := history.loss_curve():
+        picture = run.plots / "loss.png"
+        try:
+            plot.lines(
+                picture,
+                {"mean over peers": (list(curve), list(curve.values()))},
+                title=f"atoll train {run.path.name}",
+                xlabel="step",
+                ylabel="training loss (nats per byte)",
+                marks=history.marks(),
+            )
+            facts["plot"] = str(picture)
+        except AtollError as error:
+            log.warning("no loss curve: %s", error)
+    if not finished and history.checkpoint is not None:
+        facts["resume"] = f"atoll train --resume {run.path.name}"
+    return facts

@@ -1,0 +1,66 @@
+"""Driver: `atoll train`: a whole group on this machine, to see it work and to train for real on one."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from rich.console import Console
+
+from atoll.cli.history import History
+from atoll.cli.launch import Launch, run_local
+from atoll.cli.live import JsonView, view_for
+from atoll.config import RunDir, parse, resolve
+from atoll.errors import InvalidConfig
+from atoll.train.settings import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings(TrainSettings):
+    """Train one model with several peers on this machine, and see what the group goes through.
+
+    Everything lands in runs/NAME: settings, logs, checkpoints, the loss curve, and the model, which Hugging Face
+    tools load.
+    """
+
+    peers: int = 4
+    """How many processes train."""
+    chaos: bool = False
+    """Kill one peer with SIGKILL a third of the way, and let another one join."""
+    name: str | None = None
+    """Of the run. Default: the date and time."""
+    resume: str | None = None
+    """Go on with that run (a name, a path, or "last") from its newest checkpoint, with its settings."""
+    json: bool = False
+    """Print one JSON object per event, a summary last."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.peers <= 64:
+            raise InvalidConfig(f"--peers must be from 1 to 64, not {self.peers}")
+
+
+def main(argv: list[str]) -> int:
+    """Make or open the run, then launch it."""
+    settings = parse(
+        LocalSettings, argv, prog="atoll train", description=str(LocalSettings.__doc__), env=os.environ
+    ).value
+    plain = TrainSettings(**{f.name: getattr(settings, f.name) for f in fields(TrainSettings)})
+    if settings.resume is not None:
+        run = RunDir.open(Path("runs"), settings.resume)
+        plain = resolve(TrainSettings, file=run.config, env={}, prog="atoll train").value
+    else:
+        run = RunDir.create(Path("runs"), settings.name)
+        run.write_config(plain)
+    launch = Launch(
+        peers=settings.peers,
+        chaos=settings.chaos,
+        run=run,
+        resume=settings.resume is not None,
+        steps=plain.steps,
+        seed=plain.seed,
+    )
+    history, console = History(plain.steps), Console()
+    title = f"atoll train: {run.path.name}, {plain.strategy}"
+    return run_local(
+        launch, history, JsonView(history, console) if settings.json else view_for(history, title, console)
+    )

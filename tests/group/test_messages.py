@@ -1,0 +1,167 @@
+"""What goes over the wire: these bytes for ever, and never more than a `ProtocolError` for any others."""
+
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from atoll.errors import ProtocolError
+from atoll.group import messages
+from atoll.group.messages import (
+    AskStatus,
+    Beat,
+    Bye,
+    Commence,
+    Complete,
+    Crossed,
+    Establish,
+    Expel,
+    Hello,
+    Initiate,
+    LinkAck,
+    Linked,
+    LinkHello,
+    Loss,
+    MemberStatus,
+    Message,
+    PastLoss,
+    Refuse,
+    Seat,
+    Status,
+    Topology,
+    Verdict,
+    View,
+    Welcome,
+)
+
+GOLDEN: list[tuple[Message, str]] = [
+    (Hello("10.0.0.2", 4000, "anna", {"zone": "b"}, 3), "9601a831302e302e302e32cd0fa0a4616e6e6181a47a6f6e65a16203"),
+    (Linked(5, (2, 300)), "9302059202cd012c"),
+    (Topology(), "9103"),
+    (
+        Initiate(5, 1, "all_reduce sum", b"\x00\xff", False, 70_000, 9),
+        "98040501ae616c6c5f7265647563652073756dc40200ffc2ce0001117009",
+    ),
+    (Complete(8, "cut", "NaN"), "940508a3637574a34e614e"),
+    (Bye(), "9106"),
+    (
+        Beat(3, b"s" * 16, "stopped", b"\x01" + bytes(7)),
+        "950703c41073737373737373737373737373737373a773746f70706564c4080100000000000000",
+    ),
+    (AskStatus(), "9108"),
+    (Welcome(3, b"s" * 16), "931403c41073737373737373737373737373737373"),
+    (
+        Establish(5, (Seat(1, "10.0.0.2", 4000), Seat(2, "::1", 65535))),
+        "931505929301a831302e302e302e32cd0fa09302a33a3a31cdffff",
+    ),
+    (
+        View(6, (1, 3), False, True, (Loss(2, "bob", "left"),), "cut"),
+        "971606920103c2c3919302a3626f62a46c656674a3637574",
+    ),
+    (Commence(1, 8, b"plan"), "94170108c404706c616e"),
+    (Verdict(1, True, (b"a", b""), "no"), "951801c392c40161c400a26e6f"),
+    (Crossed((1, 2), False, "no"), "9419920102c2a26e6f"),
+    (Expel("late", True), "931aa46c617465c3"),
+    (Refuse("no"), "921ba26e6f"),
+    (
+        Status(
+            6,
+            False,
+            9,
+            8,
+            (MemberStatus(1, "anna", "10.0.0.2", 4000, 0, "running", 0.5, 9, {"zone": "b"}),),
+            (PastLoss(2.0, Loss(2, "bob", "left")),),
+        ),
+        "971c06c20908919901a4616e6e61a831302e302e302e32cd0fa000a772756e6e696e67cb3fe00000000000000981a47a6f6e65a1629192cb40000000000000009302a3626f62a46c656674",
+    ),
+    (LinkHello(5, 1), "93280501"),
+    (LinkAck(5), "922905"),
+]
+DECODERS: dict[Callable[[bytes], Any], Any] = {
+    messages.decode_to_master: messages.ToMaster,
+    messages.decode_to_peer: messages.ToPeer | Status,
+    messages.decode_on_link: messages.OnLink,
+}
+
+
+def name_of(value: Any) -> str:
+    return value.__name__ if callable(value) else type(value).__name__
+
+
+def decoder_of(message: Message) -> Callable[[bytes], Any]:
+    (decode,) = [d for d, kinds in DECODERS.items() if type(message) in get_args(kinds)]
+    return decode
+
+
+@pytest.mark.parametrize(("message", "golden"), GOLDEN, ids=lambda v: "" if isinstance(v, str) else name_of(v))
+def test_every_message_has_these_bytes(message: Message, golden: str) -> None:
+    assert messages.encode(message).hex() == golden
+    decoded = decoder_of(message)(bytes.fromhex(golden))
+    assert decoded == message
+    assert type(decoded) is type(message)
+
+
+def test_no_kind_of_message_is_without_golden_bytes() -> None:
+    assert {type(message) for message, _ in GOLDEN} == set(Message.__subclasses__())
+
+
+@pytest.mark.parametrize("decode", DECODERS, ids=name_of)
+@pytest.mark.parametrize(("message", "golden"), GOLDEN, ids=lambda v: "" if isinstance(v, str) else name_of(v))
+def test_a_message_of_another_direction_is_refused(decode: Any, message: Message, golden: str) -> None:
+    if decode is not decoder_of(message):
+        with pytest.raises(ProtocolError, match="unreadable message"):
+            decode(bytes.fromhex(golden))
+
+
+def assert_survives(data: bytes) -> None:
+    for decode, kinds in DECODERS.items():
+        try:
+            decoded = decode(data)
+        except ProtocolError:
+            continue
+        assert isinstance(decoded, get_args(kinds))
+
+
+@settings(max_examples=500)
+@given(st.binary(max_size=200))
+@example(b"")
+@example(b"\x91" * 100_000)
+@example(b"\x93\x02\x01" + b"\x91" * 100_000)
+def test_any_bytes_give_a_message_or_a_protocol_error(data: bytes) -> None:
+    assert_survives(data)
+
+
+@st.composite
+def mutated(draw: Any) -> bytes:
+    """A good message, somewhat spoilt."""
+    data = bytearray.fromhex(draw(st.sampled_from([golden for _, golden in GOLDEN])))
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(data)))
+        end = min(len(data), start + draw(st.integers(0, 3)))
+        data[start:end] = draw(st.binary(max_size=6))
+    return bytes(data)
+
+
+@settings(max_examples=600, deadline=None)
+@given(mutated())
+def test_spoilt_messages_give_a_message_or_a_protocol_error(data: bytes) -> None:
+    assert_survives(data)
+
+
+@pytest.mark.parametrize("claim", [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"])
+@pytest.mark.parametrize(("message", "golden"), GOLDEN, ids=lambda v: "" if isinstance(v, str) else name_of(v))
+def test_a_claim_of_billions_takes_neither_memory_nor_time(message: Message, golden: str, claim: bytes) -> None:
+    good = bytes.fromhex(golden)
+    tracemalloc.start()
+    began = time.monotonic()
+    try:
+        for at in range(len(good)):
+            assert_survives(good[:at] + claim + good[at:])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 18
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - began < 1.0
