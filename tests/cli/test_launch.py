@@ -218,7 +218,7 @@ def test_when_nobody_is_left_the_error_tells_why_and_where_to_look(scene: Scene)
 
 def test_a_run_that_saves_no_model_is_no_success(scene: Scene) -> None:
     with pytest.raises(AtollError, match="no model was saved"):
-        scene.launch(peers=2, acts={"peer-0": "forget"})
+        scene.launch(peers=2, acts={"peer-0": "forget", "peer-1": "forget"})
 
 
 def test_different_states_are_an_error_that_names_the_revision(scene: Scene) -> None:

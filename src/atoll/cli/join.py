@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,10 @@ def _train(settings: JoinSettings, name: str, run: RunDir, report: Callable[...,
     if settings.resume:
         trainer.resume(run.checkpoint)
 
+    worlds = chain([settings.min_world], repeat(1))  # who comes back must not wait for those who have gone
+
     def enter() -> Group:
-        return join(settings.address, name=name, min_world=settings.min_world, timeout_s=None)
+        return join(settings.address, name=name, min_world=next(worlds), timeout_s=None)
 
     trainer.run(enter)
 

@@ -336,7 +336,7 @@ def _progress(history: History) -> str:
     parts = [
         f"step {history.step}/{history.steps}",
         f"loss {next(reversed(curve.values())):.3f}" if curve else "",
-        f"{len(history.training())} peers",
+        f"world {len(history.training())}",
         f"{history.tokens_per_s():,.0f} tokens/s",
         f"{decimal(history.sent)} sent",
         "" if left is None else f"{clock(left)} left",

@@ -61,6 +61,9 @@ def main(parent: int, page_fd: int) -> None:
         state = "gone" if gone else state_of(parent)
         beat = bytes.fromhex(told["beats"][state])
         sock.sendall(beat[:-8] + (page[:8] if page else bytes(8)))
+    sock.shutdown(socket.SHUT_WR)
+    while sock.recv(4096):  # to close with its greeting unread could take the last beat back
+        pass
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ Report = Callable[..., None]
 """Called with an event's name and its fields."""
 
 EVALUATED_WINDOWS = 64
+MOST_FRUITLESS = 3
+"""Times in a row a peer comes back after an expulsion without having taken a step."""
 
 
 class Trainer:
@@ -49,6 +51,9 @@ class Trainer:
         self.model.initialise(s.seed)
         self.strategy = make_strategy(s, FlatModel(self.model))
         self.shards = Shards(count_windows(corpus.train, s.model.context), s.seed)
+        held_out = count_windows(corpus.held_out, s.model.context)
+        self.evaluated = np.array_split(np.arange(min(EVALUATED_WINDOWS, held_out)), -(-EVALUATED_WINDOWS // 16))
+        """Windows of the held-out text that are looked at, in batches."""
         self.cursor = torch.zeros(1, dtype=torch.int64)
         """Windows of the text the group has used."""
         self.saved_at = torch.zeros(1, dtype=torch.int64)
@@ -62,17 +67,22 @@ class Trainer:
         return int(self.strategy.steps)
 
     def run(self, join: Callable[[], Group]) -> None:
-        """Train to the end, joining again when the group has gone on without us."""
+        """Train to the end, joining again when the group has gone on without us. Expelled: too often, for nothing."""
+        fruitless = 0
         while True:
-            with join() as group:
-                self.report("joined", id=group.id, world=group.world, rank=group.rank, epoch=group.epoch)
-                try:
+            before = self.steps
+            try:
+                with join() as group:
+                    self.report("joined", id=group.id, world=group.world, rank=group.rank, epoch=group.epoch)
                     self._train(group)
                     return
-                except Unfit:
+            except Unfit:
+                raise
+            except Expelled as error:
+                self.report("expelled", message=str(error))
+                fruitless = fruitless + 1 if self.steps == before else 0
+                if fruitless >= MOST_FRUITLESS:
                     raise
-                except Expelled as error:
-                    self.report("expelled", message=str(error))
 
     def resume(self, folder: Path) -> None:
         """Go on from the newest checkpoint in `folder`."""
@@ -180,15 +190,10 @@ class Trainer:
 
     def evaluate(self) -> float:
         """Loss on the held-out text, nats per byte."""
-        context = self.settings.model.context
-        held_out = self.corpus.held_out
-        windows = min(EVALUATED_WINDOWS, count_windows(held_out, context))
+        context, parts = self.settings.model.context, [part for part in self.evaluated if len(part)]
         with torch.no_grad():
-            losses = [
-                float(self.model.loss(batch(held_out, part, context))) * len(part)
-                for part in np.array_split(np.arange(windows), -(-windows // 16))
-            ]
-        return sum(losses) / windows
+            losses = [float(self.model.loss(batch(self.corpus.held_out, p, context))) * len(p) for p in parts]
+        return sum(losses) / sum(map(len, parts))
 
     def _essentials(self) -> dict[str, Any]:
         """What must be the same on all peers."""
