@@ -124,6 +124,8 @@ def test_the_time_left_follows_the_pace(run: Run) -> None:
     for step in (61, 62, 63):  # one a second
         run.step("a", step)
     assert run.history.seconds_left() == pytest.approx(37.0)
+    run.step("a", 100)
+    assert run.history.seconds_left() is None
 
 
 def test_the_farthest_peer_tells_the_step(run: Run) -> None:
@@ -212,6 +214,20 @@ class TestLosses:
             cause = "lost c (connection lost: reset), d (left)"
             run.say("lost", peer, message=f"{cause}; now epoch 2, world 3: retry", world=3, epoch=2)
         assert run.told == ["a: lost c (connection lost: reset), d (left); the group goes on with 3"]
+
+    def test_a_group_that_shrinks_without_a_word_is_told_once(self, run: Run) -> None:
+        run.join("a", "b", "c")
+        run.told.clear()
+        for rank, peer in enumerate(("a", "b")):
+            run.say("synced", peer, revision=5, received=0, hash="h", world=2, rank=rank, epoch=2)
+        assert run.told == ["the group goes on with 2"]
+
+    def test_a_group_that_grows_is_no_loss(self, run: Run) -> None:
+        run.join("a", "b")
+        run.told.clear()
+        for rank, peer in enumerate(("a", "b")):
+            run.say("synced", peer, revision=5, received=0, hash="h", world=3, rank=rank, epoch=2)
+        assert run.told == []
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,18 @@ def test_the_picture_fits_and_says_it_all(width: int) -> None:
     assert " 1:01  peer-2 was killed (SIGKILL) at step 133" in text
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_full_loss_curve_has_its_numbers_beside_it(width: int) -> None:
+    history = History(400)
+    for step in range(1, 401):
+        counts = {"tokens": 1, "sent": 1, "ddp": 1}
+        history.add({"event": "step", "peer": "a", "at": 0.0, "step": step, "loss": loss_at(step), **counts})
+    [line] = [line for line in picture(history, width) if "█" in line]
+    assert line.split()[0] == "loss"
+    assert line.rstrip().endswith("▁ 5.00 → 1.80")
+    assert len(line.rstrip()) >= width - 3
+
+
 def test_the_picture_keeps_the_last_five_happenings_and_long_ones_whole() -> None:
     long = "peer-0: lost peer-2 (connection lost: Connection reset by peer); the group goes on with 3"
     text = "\n".join(picture(history_of_a_run(), 80, "zero", "one", long, "three", "four", "five"))

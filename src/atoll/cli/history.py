@@ -85,7 +85,8 @@ class History:
         self._began_in: int | None = None  # the epoch of the first step
         self._first: tuple[int, float] | None = None  # step and time of the first step
         self._last: tuple[int, float] | None = None
-        self._told_epochs: set[int] = set()
+        self._worlds: dict[int, int] = {}  # by epoch
+        self._told_losses: set[int] = set()  # epochs
         self._handlers: dict[str, Callable[[Peer, Event], str | None]] = {
             "started": self._started,
             "joined": self._joined,
@@ -111,6 +112,8 @@ class History:
         for part in ("rank", "world", "epoch"):
             if part in event:
                 setattr(peer, part, event[part])
+        if "epoch" in event and "world" in event:
+            self._worlds[event["epoch"]] = event["world"]
         return handle(peer, event)
 
     # -- over all peers -----------------------------------------------------------------------------------------------
@@ -153,11 +156,11 @@ class History:
         return sum(peer.tokens_per_s or 0.0 for peer in self.training())
 
     def seconds_left(self) -> float | None:
-        """At the pace so far; None: too early to say."""
+        """At the pace so far; None: too early to say, or none are left."""
         if self._first is None or self._last is None or self._last[0] <= self._first[0]:
             return None
         (first, began), (last, now) = self._first, self._last
-        return (now - began) / (last - first) * (self.steps - last)
+        return (now - began) / (last - first) * (self.steps - last) if last < self.steps else None
 
     def loss_curve(self) -> dict[int, float]:
         """Training loss by step, mean over the peers that took it; steps in order."""
@@ -235,8 +238,9 @@ class History:
         self._compare(peer, peer.epoch, event["revision"], event["hash"])
         if peer.entered is None:
             peer.entered = event["revision"]
-        received = event.get("received")
-        return f"{peer.name} received the state of step {event['revision']}" if received else None
+        if event.get("received"):
+            return f"{peer.name} received the state of step {event['revision']}"
+        return self._goes_on(peer) if self._has_shrunk(peer.epoch) else None
 
     def _evaluated(self, peer: Peer, event: Event) -> str | None:
         if event["step"] == 0:
@@ -262,12 +266,8 @@ class History:
             self._compare(peer, peer.epoch, event["revision"], event["hash"])
 
     def _lost(self, peer: Peer, event: Event) -> str | None:
-        if peer.epoch in self._told_epochs:  # by another survivor
-            return None
-        self._told_epochs.add(peer.epoch)
-        cause = event["message"].partition("; now epoch")[0]
-        group = "it goes on alone" if peer.world == 1 else f"the group goes on with {peer.world}"
-        return f"{peer.name}: {cause}; {group}"
+        goes_on = self._goes_on(peer)
+        return f"{peer.name}: {event['message'].partition('; now epoch')[0]}; {goes_on}" if goes_on else None
 
     def _expelled(self, peer: Peer, event: Event) -> str | None:
         self._move(peer, "lost")
@@ -312,6 +312,17 @@ class History:
         peer.state = state
         if peer.epoch >= 0:
             self._gone[peer.name] = peer.epoch
+
+    def _has_shrunk(self, epoch: int) -> bool:
+        before = max((e for e in self._worlds if e < epoch), default=epoch)
+        return self._worlds[epoch] < self._worlds[before]
+
+    def _goes_on(self, peer: Peer) -> str | None:
+        """Told by the first of the survivors only."""
+        if peer.epoch in self._told_losses:
+            return None
+        self._told_losses.add(peer.epoch)
+        return f"{peer.name} goes on alone" if peer.world == 1 else f"the group goes on with {peer.world}"
 
     def _compare(self, peer: Peer, epoch: int | None, revision: int, digest: str) -> None:
         """Within an epoch: after a loss, what was in flight is settled under the same revision."""

@@ -116,7 +116,7 @@ class _Session:
         self._trouble = ""
         self._running: set[str] = set()  # peers
         self._late: set[str] = set()
-        """Peers that came after the start and have not taken a step."""
+        """Peers that came after the start and have not met the others yet."""
         self._dismissed = False
 
     def train(self) -> str:
@@ -166,9 +166,10 @@ class _Session:
             return
         if name == MASTER and event.get("event") == "listening":
             self._address = event["address"]
+            self._view.note(f"the master listens on {self._address}; the peers load torch, then they join")
             for number in range(self._launch.peers):
                 self._start(f"peer-{number}", min_world=self._launch.peers)
-        elif event.get("event") == "step":
+        elif event.get("event") == "synced" and event["world"] > 1:
             self._late.discard(name)
         elif event.get("event") == "done":
             self._end_latecomers()

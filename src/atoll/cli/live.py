@@ -24,6 +24,7 @@ Facts = Mapping[str, str]
 REFRESH_S = 0.1
 LINE_S = 5.0
 HAPPENINGS = 5
+LABELS = 12  # columns that labels and margins take beside the loss
 BLOCKS = "▁▂▃▄▅▆▇█"
 # The sixteen colours of a terminal's own theme, without yellow and white: readable on dark and on light.
 LOOKS: dict[State, tuple[str, str]] = {
@@ -160,7 +161,7 @@ class LiveView:
             return Text("…", "dim")
         losses = list(curve.values())
         ends = f" {losses[0]:.2f} → {losses[-1]:.2f}"
-        width = max(10, self._console.width - len(ends) - 10)
+        width = max(10, self._console.width - len(ends) - LABELS)
         return Text.assemble((sparkline(curve, self._history.steps, width), "blue"), (ends, "bold"))
 
     def _last_happenings(self) -> RenderableType:

@@ -136,9 +136,10 @@ class DataDone:
 
 @dataclass(frozen=True, slots=True)
 class MasterGone:
-    """The connection to the master broke."""
+    """The connection to the master broke. `refused`: for it is another version."""
 
     why: str
+    refused: bool = False
 
 
 PeerEvent = Ticket | ToPeer | LinkUp | LinkDown | DataDone | MasterGone

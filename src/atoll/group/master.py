@@ -44,6 +44,8 @@ from atoll.group.roster import Change, Gone, Joined, Roster, Tick
 MOST_DIALS: Final = 3
 FORMING_S: Final = 15.0
 LOSSES_KEPT: Final = 20
+MOST_LETTERS: Final = 128
+MOST_LABELS: Final = 16
 LARGEST_NOTE: Final = 1 << 20
 
 
@@ -126,9 +128,17 @@ class Master:
     def _unfit(self, who: int, hello: Hello) -> str:
         """Why this peer can't be a member; empty: it can."""
         try:
-            local = ipaddress.ip_address(hello.host).is_loopback
+            address = ipaddress.ip_address(hello.host)
         except ValueError:
-            return f"{hello.host!r} is not an address others could dial"
+            address = ipaddress.ip_address("0.0.0.0")
+        if address.is_unspecified or not 0 < hello.port < 1 << 16:
+            return f"{hello.host!r}, port {hello.port}, is not an address others could dial"
+        if (
+            max(map(len, [hello.name, *hello.labels, *hello.labels.values()])) > MOST_LETTERS
+            or len(hello.labels) > MOST_LABELS
+        ):
+            return f"a name or label may have {MOST_LETTERS} letters, and there may be {MOST_LABELS} labels"
+        local = address.is_loopback
         for member in self.roster.members.values():
             if member.id != who and ipaddress.ip_address(member.host).is_loopback != local:
                 here, there = (hello.host, member.host) if local else (member.host, hello.host)
@@ -187,9 +197,12 @@ class Master:
         if not event.failed:
             forming.linked.add(who)
             return
-        for other in event.failed:
+        failed = [other for other in event.failed if other in forming.ring]
+        if not failed:
+            return  # of somebody who is no part of this attempt
+        for other in failed:
             self._dials[other] = self._dials.get(other, 0) + 1
-            if self._dials[other] >= MOST_DIALS and other in self.roster.members:
+            if self._dials[other] >= MOST_DIALS:
                 self._kick(other, "its neighbour can't reach it")
                 return
         self._form(forming.ring, forming.opened)

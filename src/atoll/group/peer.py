@@ -106,7 +106,7 @@ class Peer:
                     if running.seq == event.seq:
                         self._report(running, fault=event.fault)
             case MasterGone():
-                self._end(MasterLost(event.why))
+                self._end(Refused(event.why) if event.refused else MasterLost(event.why))
         return self._out
 
     # -- from the program ------------------------------------------------------------------------------------------

@@ -98,4 +98,4 @@ class Master:
             else:
                 channel = self._channels.pop(action.who, None)
                 if channel is not None:
-                    self._net.remove(channel)
+                    self._net.retire(channel)

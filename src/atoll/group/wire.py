@@ -155,7 +155,7 @@ class Wire:
             self._helper.start(message.id, message.secret)
 
     def _master_gone(self, channel: Channel, why: str) -> None:
-        self._feed(MasterGone(f"the master is gone: {why}"))
+        self._feed(MasterGone(why if channel.refused else f"the master is gone: {why}", channel.refused))
 
     # -- Carrier: what the station asks for ------------------------------------------------------------------------
 

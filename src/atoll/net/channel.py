@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from atoll.errors import ProtocolError
+from atoll.errors import ProtocolError, Refused
 from atoll.net import preamble
 
 HEADER: Final = struct.Struct("<QI")
@@ -40,6 +40,8 @@ class Channel:
         self.outgoing: deque[memoryview] = deque([memoryview(preamble.encode(greeting))])
         self.backlog = len(self.outgoing[0])
         """Bytes that wait to leave."""
+        self.refused = False
+        """True when the other side is atoll, but of another wire version."""
         self.held = False
         """True while a data frame has no place."""
         self._buffer = bytearray(_BUFFER)
@@ -113,7 +115,7 @@ class Channel:
                 return False
         at = self._start
         if self.greeting is None:
-            body = memoryview(bytearray(preamble.body_size(self._view[at : at + head.size])))
+            body = memoryview(bytearray(self._greeting_size(self._view[at : at + head.size])))
         else:
             self._sequence, length = HEADER.unpack_from(self._buffer, at)
             place = self._control if self._sequence == CONTROL else self.place
@@ -127,6 +129,13 @@ class Channel:
         self._start += head.size
         self._body = self._missing = body
         return True
+
+    def _greeting_size(self, head: memoryview) -> int:
+        try:
+            return preamble.body_size(head)
+        except Refused:
+            self.refused = True
+            raise
 
     @staticmethod
     def _control(sequence: int, length: int) -> memoryview:
@@ -170,6 +179,13 @@ class Channel:
         if n == 0:
             raise ConnectionError("closed by the other side")
         return n
+
+    def finish(self) -> None:
+        """Tell the other side that nothing more comes. It can still read what has left."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:  # it has gone itself
+            pass
 
     def close(self) -> None:
         """Close the socket; what is still queued is gone."""

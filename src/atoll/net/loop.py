@@ -30,6 +30,7 @@ _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _LARGEST_BACKLOG: Final = 64 << 20
 """Bytes of messages that may wait for one slow reader; data frames are bounded by their operation."""
 _MOST_CHANNELS: Final = 4096
+_RETIRING_S: Final = 1.0
 _GREETING_S: Final = 10.0
 _NO_DESCRIPTOR_S: Final = 0.5
 _IN_PROGRESS: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS)}
@@ -48,6 +49,7 @@ class SocketLoop:
     def __init__(self, greeting: Greeting) -> None:
         self.greeting = greeting
         self.channels: dict[Channel, _Ends] = {}
+        self._retiring: set[Channel] = set()
         self._selector = selectors.DefaultSelector()
         self._moments: list[tuple[float, int]] = []
         self._timers: dict[int, Callable[[], None]] = {}
@@ -173,10 +175,18 @@ class SocketLoop:
     def remove(self, channel: Channel) -> None:
         """Close without a report."""
         ends = self.channels.pop(channel, None)
+        self._retiring.discard(channel)
         if ends is not None:
             if ends.events:
                 self._selector.unregister(channel.sock)
             channel.close()
+
+    def retire(self, channel: Channel) -> None:
+        """Hear nothing more, let what was said leave and be read, then close; `_RETIRING_S` at most."""
+        self.add(channel, lambda *_: None, lambda *_: None)
+        self._retiring.add(channel)
+        self._write(channel)
+        self.after(_RETIRING_S, lambda: self.remove(channel))
 
     # -- time and turns -----------------------------------------------------------------------------------------------
 
@@ -259,6 +269,8 @@ class SocketLoop:
         except OSError:
             channel.outgoing.clear()  # reading will tell
             channel.backlog = 0
+        if channel in self._retiring and not channel.outgoing:
+            channel.finish()
         self._watch(channel)
 
     def _watch(self, channel: Channel) -> None:
