@@ -167,6 +167,12 @@ def test_chaos_waits_for_a_third_of_the_steps_and_for_a_group_without_the_victim
     assert chaos.decide(history) is None
 
 
+def test_chaos_waits_until_all_have_taken_a_step_in_the_newest_group() -> None:
+    chaos, history = Chaos(2, 0), trained(2, step=3, of=9)
+    history.add({"event": "joined", "peer": "guest", "at": 3.0, "id": 9, "world": 3, "rank": 2, "epoch": 2})
+    assert chaos.decide(history) is None
+
+
 def test_chaos_starts_nobody_when_the_training_ends() -> None:
     history = trained(2, step=9, of=9)
     history.add({"event": "done", "peer": "peer-0", "at": 9.0, "step": 9, "hash": "h", "sent": 0, "ddp": 0})

@@ -70,11 +70,13 @@ class Chaos:
             return None
         if self._victim:
             return self._start() if not self._replaced and history.survived(self._victim) else None
-        settled = [p.name for p in history.training() if p.loss is not None and p.epoch == history.epoch]
-        if len(settled) >= 2:
-            self._victim = settled[int(self._rng.integers(len(settled)))]
-            return Move("kill", self._victim)
-        return self._start() if self._next == 1 else None
+        if self._next == 1:
+            return self._start()
+        training = history.training()
+        if len(training) < 2 or any(peer.loss is None or peer.epoch != history.epoch for peer in training):
+            return None  # who holds the state is not settled
+        self._victim = training[int(self._rng.integers(len(training)))].name
+        return Move("kill", self._victim)
 
     def _start(self) -> Move:
         self._replaced = bool(self._victim)
@@ -130,6 +132,7 @@ class _Session:
                 return self._trouble
             if self._chaos and (move := self._chaos.decide(self._history)):
                 self._make(move)
+            self._end_latecomers()
             self._view.update()
         return self._missing()
 
@@ -169,10 +172,8 @@ class _Session:
             self._view.note(f"the master listens on {self._address}; the peers load torch, then they join")
             for number in range(self._launch.peers):
                 self._start(f"peer-{number}", min_world=self._launch.peers)
-        elif event.get("event") == "synced" and event["world"] > 1:
+        elif event.get("world", 1) > 1:
             self._late.discard(name)
-        elif event.get("event") == "done":
-            self._end_latecomers()
 
     def _on_peer_end(self, end: Exit) -> None:
         self._running.discard(end.name)
@@ -209,7 +210,15 @@ class _Session:
 
     def _end_latecomers(self) -> None:
         """The group is closing: a newcomer would find nobody, and train anew alone over what has just been saved."""
-        for name in self._late & self._running:
+        peers = self._history.peers.values()
+        last = max((peer for peer in peers if peer.state == "done"), key=lambda peer: peer.epoch, default=None)
+        late = self._late & self._running
+        if last is None or not late:
+            return
+        heard = sum(peer.epoch == last.epoch for peer in peers)
+        if heard < (last.world or 1) and self._running - late:
+            return  # somebody of the last ring has yet to be heard: it may be a newcomer
+        for name in late:
             self._processes.kill(name)
             self._announce("late", name)
         self._late.clear()

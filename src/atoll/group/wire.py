@@ -7,7 +7,6 @@ import logging
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -19,6 +18,7 @@ from atoll.group.messages import LinkAck, LinkHello, Seat, Status, ToMaster, Wel
 from atoll.group.peer import Peer
 from atoll.group.station import Station
 from atoll.net.channel import CONTROL, Channel
+from atoll.net.driven import DrivenLoop
 from atoll.net.loop import Address, SocketLoop, local_host
 from atoll.net.preamble import Greeting
 from atoll.version import VERSION
@@ -67,18 +67,16 @@ class Wire:
         self._station = Station(self._peer, self)
         self._net.add(self._control, self._master_said, self._master_gone)
         self._net.expect_greeting(self._control)
-        self._inbox: deque[Ticket] = deque()
         self._successor: tuple[int, Channel] | None = None
         self._predecessors: dict[tuple[int, int], Channel] = {}
         """Links others have dialled, by (epoch, member id)."""
         self._cancel_dial: Callable[[], None] = _nothing
         self._frames_seen = 0
         self._moved_at = 0.0
-        self._closing = self._closed = False
         self._helper = Helper(parse_address(address)) if start_helper else None
         self._net.after(_CHECK_S, self._check)
-        self._thread = threading.Thread(target=self._run, name="atoll-wire", daemon=True)
-        self._thread.start()
+        self._loop = DrivenLoop(self._net, "atoll-wire", self._failed)
+        self._loop.start()
 
     # -- Port: called from the program's thread --------------------------------------------------------------------
 
@@ -88,46 +86,29 @@ class Wire:
 
     def submit(self, ticket: Ticket) -> None:
         ticket.woken = threading.Event()
-        self._inbox.append(ticket)
-        self._net.ring()
-        if self._closed:
-            self._drain()
+        self._loop.call(lambda: self._feed(ticket))
 
     def wait(self, ticket: Ticket, timeout_s: float | None) -> bool:
+        if self._loop.drive(lambda: ticket.outcome is not None, timeout_s):
+            return ticket.outcome is not None
         return bool(ticket.woken.wait(timeout_s))
 
     def now(self) -> float:
         return time.monotonic()
 
     def close(self) -> None:
-        self._closing = True
-        self._net.ring()
-        self._thread.join(10.0)
+        self._loop.close(self._leave)
         if self._helper:
             self._helper.close()
 
-    # -- the thread ------------------------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            while not self._closing:
-                self._net.turn()
-                self._drain()
-            self.tell(messages.Bye())
-            self._net.flush(within_s=1.0)
-        except Exception as error:
-            log.exception("the wire thread failed")
-            self._feed(MasterGone(f"the wire thread failed ({error!r}): please report it with the log"))
-        finally:
-            self._feed(MasterGone("this group was closed"))
-            self._net.close()
-            self._closed = True
-            self._drain()
+    def _leave(self) -> None:
+        self.tell(messages.Bye())
+        self._feed(MasterGone("this group was closed"))
 
-    def _drain(self) -> None:
-        """What the program has asked for meanwhile."""
-        while self._inbox:
-            self._feed(self._inbox.popleft())
+    def _failed(self, error: Exception) -> None:
+        self._feed(MasterGone(f"the wire failed ({error!r}): please report it with the log"))
 
     def _feed(self, event: PeerEvent) -> None:
         self._station.feed(event)

@@ -23,6 +23,7 @@ from atoll.net.preamble import Greeting
 log = logging.getLogger("atoll.net")
 
 Address = tuple[str, int]
+Ready = list[tuple[selectors.SelectorKey, int]]
 Frame = Callable[[Channel, int, memoryview], None]
 Broken = Callable[[Channel, str], None]
 
@@ -51,6 +52,8 @@ class SocketLoop:
         self.channels: dict[Channel, _Ends] = {}
         self._retiring: set[Channel] = set()
         self._selector = selectors.DefaultSelector()
+        self.wakes_for_changes = type(self._selector).__name__ in ("EpollSelector", "KqueueSelector")
+        """Does a `select` under way in another thread see what is registered meanwhile? Else `ring`."""
         self._moments: list[tuple[float, int]] = []
         self._timers: dict[int, Callable[[], None]] = {}
         self._last_timer = 0
@@ -210,10 +213,19 @@ class SocketLoop:
 
     def turn(self, timeout_s: float | None = None) -> None:
         """Wait for the next thing to happen and handle all that is ready."""
-        if self._moments:
-            until = max(0.0, self._moments[0][0] - time.monotonic())
+        self.handle(self.select(timeout_s))
+
+    def select(self, timeout_s: float | None) -> Ready:
+        """Wait until something is ready or the next timer is due. Callbacks may run in another thread meanwhile."""
+        moments = self._moments
+        if moments:
+            until = max(0.0, moments[0][0] - time.monotonic())
             timeout_s = until if timeout_s is None else min(timeout_s, until)
-        for key, mask in self._selector.select(timeout_s):
+        return self._selector.select(timeout_s)
+
+    def handle(self, ready: Ready) -> None:
+        """Run the callbacks of what is ready and of the timers that are due."""
+        for key, mask in ready:
             if key.fileobj.fileno() >= 0:  # type: ignore[union-attr]  # not closed by an earlier callback of this turn
                 key.data(mask)
         now = time.monotonic()
