@@ -3,7 +3,8 @@
     python benchmarks/all_reduce.py [--quick | --full] [--json] [--world 2 4]
 
 atoll's times include the votes (a master in a process of its own); gloo has no votes, no master and survives no loss.
-Prints a row per size: median and min-max in milliseconds of both, and the ratio gloo / atoll (above 1: atoll is faster).
+Prints a row per size: median and min-max in milliseconds of both, and the ratio gloo / atoll (above 1: atoll is
+faster).
 """
 
 import argparse

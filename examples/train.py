@@ -1,7 +1,7 @@
 """Data-parallel training that survives its peers. Start a master, then this on as many computers as you like:
 
-    atoll master --listen 0.0.0.0:48148
-    python train.py HOST:48148
+atoll master --listen 0.0.0.0:48148
+python train.py HOST:48148
 """
 
 import sys

@@ -11,9 +11,10 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from atoll import plot, rng
+from atoll import plot
+from atoll.cli.chaos import Chaos, Move
 from atoll.cli.history import Event, History
 from atoll.cli.live import View
 from atoll.config import RunDir
@@ -42,46 +43,6 @@ class Launch:
     """Chooses whom chaos kills."""
     program: tuple[str, ...] = (sys.executable, "-m", "atoll")
     """Is given the arguments of `atoll master` and `atoll join`."""
-
-
-@dataclass(frozen=True)
-class Move:
-    """What chaos does next, and to whom."""
-
-    action: Literal["start", "kill"]
-    name: str
-
-
-class Chaos:
-    """Decides: after a third of the steps one peer is killed, and another comes once the group goes on without it.
-
-    A run of one peer first gets a second, so that nothing is lost.
-    """
-
-    def __init__(self, peers: int, seed: int) -> None:
-        self._next = peers
-        self._rng = rng.stream(seed, "chaos")
-        self._victim = ""
-        self._replaced = False
-
-    def decide(self, history: History) -> Move | None:
-        """What is due now; counts as done once told."""
-        if 3 * history.step < history.steps or any(peer.state == "done" for peer in history.peers.values()):
-            return None
-        if self._victim:
-            return self._start() if not self._replaced and history.survived(self._victim) else None
-        if self._next == 1:
-            return self._start()
-        training = history.training()
-        if len(training) < 2 or any(peer.loss is None or peer.epoch != history.epoch for peer in training):
-            return None  # who holds the state is not settled
-        self._victim = training[int(self._rng.integers(len(training)))].name
-        return Move("kill", self._victim)
-
-    def _start(self) -> Move:
-        self._replaced = bool(self._victim)
-        self._next += 1
-        return Move("start", f"peer-{self._next - 1}")
 
 
 def run_local(launch: Launch, history: History, view: View) -> int:

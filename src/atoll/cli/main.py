@@ -1,5 +1,6 @@
 """Driver: the `atoll` command: finds the command named, turns every error into one line and an exit code."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -69,5 +70,6 @@ def _dispatch(argv: list[str]) -> int:
 def _failed(error: AtollError, code: int, debug: bool) -> int:
     if debug:
         raise error
+    logging.getLogger("atoll").info("the command failed", exc_info=error)  # the run's log, if there is one
     sys.stderr.write(f"atoll: {error}\n")
     return code

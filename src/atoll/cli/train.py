@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from atoll import log
 from atoll.cli.history import History
 from atoll.cli.launch import Launch, run_local
 from atoll.cli.live import JsonView, view_for
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> int:
     else:
         run = RunDir.create(Path("runs"), settings.name)
         run.write_config(plain)
+    log.setup(run.path, debug=False)
     launch = Launch(
         peers=settings.peers,
         chaos=settings.chaos,

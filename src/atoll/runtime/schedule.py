@@ -1,7 +1,7 @@
 """Interface: the steps a schedule is made of.
 
-A schedule is a generator per rank; it names ranks and pieces (numbers that partition an operation's data) and never sees
-a byte. A step may start once every `Recv` before it has landed; who walks it is `group/execution.py`.
+A schedule is a generator per rank; it names ranks and pieces (numbers that partition an operation's data) and never
+sees a byte. A step may start once every `Recv` before it has landed; who walks it is `group/execution.py`.
 """
 
 from collections.abc import Iterator

@@ -18,6 +18,8 @@ class StepInfo:
     """To other peers, by the strategy."""
     exposed_wait_s: float = 0.0
     """Time the step stood still for communication."""
+    losses: tuple[str, ...] = ()
+    """Who went meanwhile, in words."""
     boundary: bool = True
     """The shared state is whole and up to date on all peers after this step (nothing may be in flight: see `drain`)."""
 
@@ -48,8 +50,11 @@ class Strategy(Protocol):
     def step(self, batch: torch.Tensor) -> StepInfo:
         """Learn from `batch` [sequences, time + 1], and exchange what the schedule asks for."""
 
-    def drain(self) -> Any:
-        """Finish what is in flight, so that the shared state may be looked at, saved or given to newcomers."""
+    def drain(self) -> tuple[str, ...]:
+        """Finish what is in flight, so that the shared state may be looked at, saved or given to newcomers.
+
+        Returns who was lost meanwhile, in words.
+        """
 
     def shared(self) -> dict[str, torch.Tensor]:
         """What all peers hold in the same bits."""

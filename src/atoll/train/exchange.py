@@ -21,6 +21,8 @@ class Exchanged:
     world: int
     bytes_sent: int
     waited_s: float
+    losses: tuple[str, ...] = ()
+    """Who went meanwhile, in words."""
 
 
 class Exchange:
@@ -50,7 +52,7 @@ class Exchange:
     def finish(self) -> Exchanged:
         """Wait for the mean; in the vector's own memory."""
         assert self._vector is not None
-        began = here().now()
+        began, losses = here().now(), []
         while True:
             if self._work is None:
                 self.start(self._vector)
@@ -58,7 +60,8 @@ class Exchange:
             work, self._work = self._work, None
             try:
                 result = work.wait()
-            except PeerLost:
+            except PeerLost as error:
+                losses.append(str(error))
                 continue
             vector, self._vector = self._vector, None
-            return Exchanged(vector, result.world, result.bytes_sent, here().now() - began)
+            return Exchanged(vector, result.world, result.bytes_sent, here().now() - began, tuple(losses))

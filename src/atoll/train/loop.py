@@ -104,17 +104,17 @@ class Trainer:
         while True:
             try:
                 if group.peers_pending():
-                    self.strategy.drain()  # newcomers were no part of it: they get what came of it by the sync
+                    self._drain(group)  # newcomers were no part of it: they get what came of it by the sync
                     group.update_topology()
                 if group.epoch != seen:
-                    self.strategy.drain()
+                    self._drain(group)
                     self._agree(group)
                     seen = group.epoch
                 if self.steps >= self.settings.steps:
                     return self._end(group)
                 self._step(group)
             except PeerLost as error:
-                self.report("lost", message=str(error), world=group.world, epoch=group.epoch)
+                self._tell_losses(group, (str(error),))
 
     def _agree(self, group: Group) -> None:
         """Somebody came or went: the same intentions on all, and the same state."""
@@ -147,6 +147,7 @@ class Trainer:
         self.sent += info.bytes_sent
         self.ddp_would_send += 8 * sum(p.numel() for p in self.model.parameters()) * (world - 1) // world
         seconds = here().now() - began
+        self._tell_losses(group, info.losses)
         self.report(
             "step",
             step=step + 1,
@@ -163,8 +164,15 @@ class Trainer:
         )
         due = s.save_every and self.steps - int(self.saved_at) >= s.save_every
         if info.boundary and due and self.steps < s.steps:
-            self.strategy.drain()  # by all, so that a run that saves and one that resumes take the same steps
+            self._drain(group)  # by all, so that a run that saves and one that resumes take the same steps
             self._save(group)
+
+    def _drain(self, group: Group) -> None:
+        self._tell_losses(group, self.strategy.drain())
+
+    def _tell_losses(self, group: Group, losses: tuple[str, ...]) -> None:
+        for message in losses:
+            self.report("lost", message=message, world=group.world, epoch=group.epoch)
 
     def _save(self, group: Group) -> None:
         self.saved_at.fill_(self.steps)
@@ -175,7 +183,7 @@ class Trainer:
 
     def _end(self, group: Group) -> None:
         """Save and go. PeerLost: begin again, for it may have been the one that saves."""
-        self.strategy.drain()
+        self._drain(group)
         self._save(group)
         if group.rank == 0:
             self.report("evaluated", step=self.steps, loss=self.evaluate())

@@ -73,24 +73,27 @@ class OuterLoop:
         if not isfinite(loss):
             raise Diverged(f"the loss is {loss} at step {step}: lower --lr, or look at the text of this peer")
         self.learner.learn(step)
-        sent, waited = 0, 0.0
+        done: Exchanged | None = None
         actions = self.schedule.at(step)
         for action in actions:
             if isinstance(action, Start):
                 self.exchange.start(self.learner.contribution())
-            elif (done := self._finish()) is not None:
-                sent, waited = done.bytes_sent, done.waited_s
+            else:
+                done = self._finish()
         self.steps += 1
         if actions:
             self.reload()
-        return StepInfo(loss, tokens, sent, waited, boundary=bool(actions))
+        if done is None:
+            return StepInfo(loss, tokens, boundary=bool(actions))
+        return StepInfo(loss, tokens, done.bytes_sent, done.waited_s, done.losses)
 
-    def drain(self) -> Exchanged | None:
+    def drain(self) -> tuple[str, ...]:
         """Finish what is in flight. To be called at a boundary only: local steps since then would be lost."""
         done = self._finish()
-        if done is not None:
-            self.reload()
-        return done
+        if done is None:
+            return ()
+        self.reload()
+        return done.losses
 
     def shared(self) -> dict[str, torch.Tensor]:
         """Parameters, the outer optimiser's memory, the step."""
