@@ -180,6 +180,8 @@ class Box:
                         self.world.post((self.id, other.id, epoch), other, other.dialled, epoch, self)
                 case Start(seq, _, ring):
                     for i in ring:
+                        if (self.live, self.id, i) in self.world.broken:
+                            continue
                         other = self.world.boxes[i]
                         self.world.post((self.id, i, self.live), other, other.data, self.live, seq, len(ring))
         assert len(self.peer.running) <= MOST_OPERATIONS
@@ -203,6 +205,7 @@ class Box:
         if len(self.ring) > 1 and self.id in self.ring:
             other = self.world.boxes[self.ring[(self.ring.index(self.id) + 1) % len(self.ring)]]
             for a, b in ((self, other), (other, self)):
+                self.world.broken.add((self.live, a.id, b.id))
                 self.world.post((a.id, b.id, self.live), b, b.feed, LinkDown(self.live, a.id, "reset"))
 
     def end(self, why: str) -> None:
@@ -229,6 +232,8 @@ class World:
         self.boxes: dict[int, Box] = {}
         self.streams: dict[Any, deque[tuple[Box | None, Callable[..., object], tuple[Any, ...]]]] = {}
         self.busy: list[Any] = []
+        self.broken: set[tuple[int, int, int]] = set()
+        """Links (epoch, from, to) that carry nothing any more."""
         self.events = 0
         self.now = 0.0
 

@@ -191,6 +191,7 @@ class Peer:
     def _on_link_down(self, event: LinkDown) -> None:
         if self.forming:
             if event.epoch == self.forming.epoch:
+                self._broken = event  # the view may be on its way already: then the next operation reports it
                 self._tell(Linked(event.epoch, (event.id,)))
         elif self.views and event.epoch == self.views[-1].epoch:
             self._broken = event

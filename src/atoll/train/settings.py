@@ -34,7 +34,7 @@ class TrainSettings:
     """1: apply each exchange one exchange later, so that it travels while the next steps compute."""
     codec: Literal["none", "bf16", "uint8"] = "none"
     """How numbers travel: as they are, or in 2 bytes, or in 1."""
-    steps: int = 400
+    steps: int = 200
     """Local steps of each peer."""
     batch: int = 8
     """Sequences per step and peer."""
