@@ -146,6 +146,22 @@ def test_a_stopped_peer_is_dropped_and_joins_again_when_it_thaws(peers: Any) -> 
     assert_equal_histories(*three)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [5.0, 30.0])
+def test_whoever_was_stopped_for_long_is_expelled_and_catches_up(peers: Any, seconds: float) -> None:
+    with atoll.Master() as master:
+        three = [peers(master.address, 10**6, "--pace", "0.01", "--min-world", "2", "--rejoin") for _ in range(3)]
+        for peer in three:
+            peer.reach(5)
+        three[1].process.send_signal(signal.SIGSTOP)
+        threading.Event().wait(seconds)  # the stop itself is what is tested
+        three[1].process.send_signal(signal.SIGCONT)
+        three[1].wait_for(lambda s: s["event"] == "expelled")
+        back = three[0].wait_for(lambda s: s["event"] == "step" and s["revision"] > 50 and s["world"] == 3)
+        three[1].reach(back["revision"])
+    assert_equal_histories(*three)
+
+
 def test_a_short_stop_costs_nobody_the_membership(peers: Any) -> None:
     with atoll.Master() as master:
         two = [peers(master.address, 10**6, "--pace", "0.01", "--min-world", "2") for _ in range(2)]

@@ -43,7 +43,7 @@ class DrivenLoop:
         """Begin to turn."""
         self._thread.start()
 
-    def call(self, fn: Callable[[], None]) -> None:
+    def call(self, fn: Callable[[], object]) -> None:
         """Run `fn` like a callback, now, in the caller's thread."""
         with self._lock:
             self._guard(fn)
@@ -110,7 +110,7 @@ class DrivenLoop:
             if not self.closed:
                 self._guard(lambda: self.net.handle(ready))
 
-    def _guard(self, fn: Callable[[], None]) -> None:
+    def _guard(self, fn: Callable[[], object]) -> None:
         try:
             fn()
         except Exception as error:

@@ -55,7 +55,7 @@ class SocketLoop:
         self.wakes_for_changes = type(self._selector).__name__ in ("EpollSelector", "KqueueSelector")
         """Does a `select` under way in another thread see what is registered meanwhile? Else `ring`."""
         self._moments: list[tuple[float, int]] = []
-        self._timers: dict[int, Callable[[], None]] = {}
+        self._timers: dict[int, Callable[[], object]] = {}
         self._last_timer = 0
         self._sockets: list[socket.socket] = []
         ours, self._bell = socket.socketpair()
@@ -193,7 +193,7 @@ class SocketLoop:
 
     # -- time and turns -----------------------------------------------------------------------------------------------
 
-    def after(self, seconds: float, fn: Callable[[], None]) -> int:
+    def after(self, seconds: float, fn: Callable[[], object]) -> int:
         """Call `fn` in `seconds`; returns a token for `cancel`."""
         self._last_timer += 1
         self._timers[self._last_timer] = fn
