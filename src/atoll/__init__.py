@@ -2,7 +2,18 @@
 networks."""
 
 from atoll import errors
-from atoll.errors import AtollError, PeerLost
+from atoll.errors import (
+    AtollError,
+    Busy,
+    DeadlineExceeded,
+    Expelled,
+    InvalidTensor,
+    MasterLost,
+    Mismatch,
+    PeerLost,
+    Refused,
+    Unfit,
+)
 from atoll.group.facade import Group, Result, Work, wait_all
 from atoll.group.joining import join
 from atoll.group.serve import Master
@@ -11,11 +22,19 @@ from atoll.version import VERSION as __version__
 
 __all__ = [
     "AtollError",
+    "Busy",
+    "DeadlineExceeded",
+    "Expelled",
     "Group",
+    "InvalidTensor",
     "Master",
+    "MasterLost",
+    "Mismatch",
     "PeerLost",
+    "Refused",
     "Result",
     "SharedState",
+    "Unfit",
     "Work",
     "__version__",
     "errors",

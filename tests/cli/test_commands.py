@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import pytest
 import atoll
 from atoll.cli.main import COMMANDS, run
 
+RUN = uuid.uuid4().hex
+"""In the environment of all that these tests start, so that other runs on this machine don't count."""
 TINY = [
     *("--model.width", "16", "--model.layers", "1", "--model.heads", "2", "--model.context", "16", "--batch", "2"),
     *("--warm-up", "2", "--save-every", "10"),
@@ -26,7 +29,7 @@ TINY = [
 
 
 def atoll_command(*argv: str, cwd: Path, **options: Any) -> "subprocess.Popen[str]":
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "ATOLL_TEST_RUN": RUN}
     return subprocess.Popen(
         [sys.executable, "-m", "atoll", *argv],
         cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
@@ -54,7 +57,7 @@ def no_orphans() -> Iterator[None]:
     yield
     deadline = time.monotonic() + 5.0
     while time.monotonic() < deadline:
-        left = [p for p in psutil.process_iter(["cmdline", "status"]) if p.pid not in before and _is_ours(p)]
+        left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and _is_ours(p)]
         if not left:
             return
         time.sleep(0.1)
@@ -62,9 +65,10 @@ def no_orphans() -> Iterator[None]:
 
 
 def _is_ours(process: psutil.Process) -> bool:
-    words = " ".join(process.info["cmdline"] or [])
-    ours = "-m atoll " in words or "liveness.py" in words
-    return ours and process.info["status"] != psutil.STATUS_ZOMBIE
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("ATOLL_TEST_RUN") == RUN
+    except psutil.Error:
+        return False
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +95,8 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
         (["train", "--lr", "0"], 2, ["--lr", "above 0"]),
         (["train", "--resume", "never-was"], 2, ["never-was"]),
         (["train", "--config", "missing.toml"], 2, ["missing.toml"]),
-        (["join", "nonsense"], 1, ["HOST:PORT"]),
+        (["join", "nonsense"], 2, ["HOST:PORT"]),
+        (["train", "--text", "/no/such/folder"], 1, ["/no/such/folder"]),
         (["join", "127.0.0.1:1", "--text", "/no/such/file"], 1, ["/no/such/file"]),
         (["status", "127.0.0.1:1"], 1, ["no master answers at 127.0.0.1:1"]),
         (["reproduce", "pcl"], 2, ["pccl"]),

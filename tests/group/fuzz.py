@@ -103,7 +103,7 @@ class Box:
             ok: Any = True
             what = choice.random()
             if self.world.unruly and choice.random() < 0.1:
-                ok = yield from self.misbehave(choice)
+                ok = yield from self.misbehave(choice, late is None)
             elif what < 0.5:
                 ok = yield from self.call(choice.choice(["all_reduce", "gather_bytes"]))
             elif what < 0.8 or late:
@@ -125,10 +125,10 @@ class Box:
             yield WAIT, late
             self.adopt(late)
 
-    def misbehave(self, choice: random.Random) -> Script:
+    def misbehave(self, choice: random.Random, idle: bool) -> Script:
         """One rank calls something else than the others: all must get a Mismatch, nobody may hang."""
         odd = self.ring.index(self.id) == choice.randrange(len(self.ring))
-        other = choice.choice(["topology", "gather_bytes"])
+        other = choice.choice(["topology", "gather_bytes"] if idle else ["gather_bytes"])  # else a Group says Busy
         epoch, self.provoking = self.epoch, True
         yield from self.call(other if odd else "all_reduce")
         self.provoking = False

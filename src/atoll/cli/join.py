@@ -20,6 +20,7 @@ from atoll.config import RunDir, parse
 from atoll.errors import AtollError
 from atoll.group.facade import Group
 from atoll.group.joining import join
+from atoll.group.wire import parse_address
 from atoll.train.settings import TrainSettings
 
 
@@ -48,6 +49,7 @@ class JoinSettings(TrainSettings):
 def main(argv: list[str]) -> int:
     """Train as one peer."""
     settings = parse(JoinSettings, argv, prog="atoll join", description=str(JoinSettings.__doc__), env=os.environ).value
+    parse_address(settings.address)
     signal.signal(signal.SIGTERM, _interrupt)
     name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
     run = RunDir(settings.run_dir) if settings.run_dir else RunDir.create(Path("runs"))
@@ -63,6 +65,7 @@ def main(argv: list[str]) -> int:
             view.event(event)
             view.update()
 
+        view.note(f"looking for the master at {settings.address}; waiting to be let in")
         try:
             _train(settings, name, run, report)
         except AtollError as error:

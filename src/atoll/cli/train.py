@@ -11,7 +11,7 @@ from atoll.cli.history import History
 from atoll.cli.launch import Launch, run_local
 from atoll.cli.live import JsonView, view_for
 from atoll.config import RunDir, parse, resolve
-from atoll.errors import InvalidConfig
+from atoll.errors import InvalidConfig, InvalidData
 from atoll.train.settings import TrainSettings
 
 
@@ -46,6 +46,9 @@ def main(argv: list[str]) -> int:
         LocalSettings, argv, prog="atoll train", description=str(LocalSettings.__doc__), env=os.environ
     ).value
     plain = TrainSettings(**{f.name: getattr(settings, f.name) for f in fields(TrainSettings)})
+    for path in plain.text:
+        if not path.exists():
+            raise InvalidData(f"{path}: there is no such file or folder")
     if settings.resume is not None:
         run = RunDir.open(Path("runs"), settings.resume)
         plain = resolve(TrainSettings, file=run.config, env={}, prog="atoll train").value

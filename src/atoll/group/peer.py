@@ -155,15 +155,14 @@ class Peer:
     def _on_view(self, view: View) -> None:
         self.forming = None
         self._launched.clear()
-        if view.opened:
-            self.views = [view]  # the program was inside join or update_topology: it skips what it missed
-            if self.opening is not None:
-                ticket, self.opening = self.opening, None
-                self._finish(ticket, Outcome(view=view))
-            return
+        if view.opened:  # the program is inside join or update_topology: it skips what it missed
+            self.views.clear()
         self.views.append(view)
         for running in self._take_all():
             self._finish(running.ticket, _failed(view))
+        if view.opened and self.opening is not None:
+            ticket, self.opening = self.opening, None
+            self._finish(ticket, Outcome(view=view))
 
     def _on_commence(self, message: Commence) -> None:
         running = self.running[message.tag]

@@ -1,6 +1,6 @@
-"""Driver: the wire thread. Owns a peer's sockets and carries out what its station asks; decides nothing.
+"""Driver: the wire: a peer's sockets, driven by a thread of their own or by the program that waits (`net/driven.py`).
 
-The program's thread hands over tickets and sleeps until they are answered; reductions run here and release the GIL.
+Carries out what its station asks; decides nothing. Reductions run in whichever thread drives, and release the GIL.
 """
 
 import logging
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from atoll.errors import AtollError, MasterLost, ProtocolError
+from atoll.errors import AtollError, InvalidConfig, MasterLost, ProtocolError
 from atoll.group import messages
 from atoll.group.api import LinkDown, LinkUp, MasterGone, PeerEvent, Ticket
 from atoll.group.helper import Helper
@@ -37,7 +37,7 @@ def parse_address(address: str) -> Address:
     """ "host:port" (or "[v6]:port") in two parts."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 <= int(port) < 1 << 16:
-        raise ProtocolError(f"{address!r} is no address: write HOST:PORT")
+        raise InvalidConfig(f"{address!r} is no address: write HOST:PORT")
     return host.strip("[]"), int(port)
 
 
