@@ -15,6 +15,7 @@ from atoll.runtime.processes import LocalProcesses
 
 FOREVER: Final = 10**9
 MOST_PEERS: Final = 8
+SETTLED_S: Final = 2.0
 
 
 @dataclass
@@ -47,6 +48,8 @@ class Churn:
         self.report = Report()
         self._stopped: tuple[str, float] | None = None
         self._last_step = 0.0
+        self._stepped: dict[str, float] = {}
+        """When each peer last took a step: who has not yet holds no state, and doesn't count as alive."""
         self._count = 0
 
     def run(self, seconds: float) -> Report:
@@ -92,9 +95,14 @@ class Churn:
                 self.say(f"thawed {name}")
             return
         alive = peers.alive()
-        running = [name for name in alive if not (self._stopped and name == self._stopped[0])]
+        now = time.monotonic()
+        running = [
+            n for n in alive if now - self._stepped.get(n, -1e9) < SETTLED_S and n != (self._stopped or ("",))[0]
+        ]
         what = self.dice.choice(["spawn", "kill", "stop"])
-        if len(running) <= 2 or (what == "spawn" and len(alive) < self.most):
+        if len(running) <= 2 or what == "spawn":
+            if len(alive) >= self.most:
+                return
             self._spawn(peers, address)
             self.say(f"spawned peer-{self._count - 1}; {len(alive) + 1} live")
         elif what == "stop" and self._stopped is None:
@@ -127,7 +135,7 @@ class Churn:
         if said["event"] == "step":
             now = time.monotonic()
             self.report.worst_gap_s = max(self.report.worst_gap_s, now - (self._last_step or now))
-            self._last_step = now
+            self._last_step = self._stepped[name] = now
             self.report.steps = max(self.report.steps, said["revision"])
 
     def _compare(self, revision: int, digest: str) -> None:
