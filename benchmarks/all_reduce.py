@@ -37,12 +37,17 @@ def peer(address: str, gloo_port: int, rank: int, world: int, mode: str) -> None
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(gloo_port)}
     dist.init_process_group("gloo", rank=rank, world_size=world)
-    with atoll.join(address, min_world=world) as group:
+    memory, tcp = address.split(",")
+    with atoll.join(memory, min_world=world) as group, atoll.join(tcp, min_world=world, shared_memory=False) as far:
         for nbytes, repeat in SIZES[mode].items():
             x, t = np.ones(nbytes // 4, np.float32), torch.ones(nbytes // 4)
+            y = np.ones_like(x)
             ways: dict[str, Any] = {
-                "atoll": lambda x=x: group.all_reduce(x, "avg"),
+                "atoll": lambda x=x, y=y: group.all_reduce(x, "avg", out=y),
+                "atoll in place": lambda x=x: group.all_reduce(x, "avg"),
                 "gloo": lambda t=t: dist.all_reduce(t),
+                "atoll TCP": lambda x=x, y=y: far.all_reduce(x, "avg", out=y),
+                "TCP in place": lambda x=x: far.all_reduce(x, "avg"),
             }
             if nbytes == 4 << 10:
                 ways["gather_bytes"] = lambda: group.gather_bytes(b"x")
@@ -84,10 +89,11 @@ def free_port() -> int:
 def measure(world: int, mode: str) -> list[dict[str, Any]]:
     code = "import atoll; m = atoll.Master(); print(m.address, flush=True); m.run()"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    master = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
-    assert master.stdout is not None
+    masters = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)
+    ]
     try:
-        address, port = master.stdout.readline().strip(), free_port()
+        address, port = ",".join(m.stdout.readline().strip() for m in masters if m.stdout), free_port()
         common = [sys.executable, __file__, "--peer", address, str(port)]
         peers = [
             subprocess.Popen([*common, str(r), str(world), mode], stdout=subprocess.PIPE, text=True, env=env)
@@ -97,7 +103,8 @@ def measure(world: int, mode: str) -> list[dict[str, Any]]:
         if any(p.returncode for p in peers):
             raise SystemExit("a peer failed")
     finally:
-        master.kill()
+        for master in masters:
+            master.kill()
     return [json.loads(line) for text in out for line in text.splitlines()]
 
 
@@ -117,20 +124,20 @@ def main() -> None:
     ratios: dict[str, float] = {}
     if not options.json:
         print(f"{date.today()}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
-        print(f"{'W':>2} {'bytes':>10} {'what':<13} {'median ms':>10} {'min-max':>20} {'gloo/this':>10}")
+        print(f"{'W':>2} {'bytes':>10} {'what':<15} {'median ms':>10} {'min-max':>20} {'gloo/this':>10}")
     for world in options.world:
         rows = measure(world, mode)
         for row in rows:
             gloo = next(r for r in rows if r["bytes"] == row["bytes"] and r["what"] == "gloo")
             ratio = round(gloo["median_ms"] / row["median_ms"], 3)
-            if row["what"] == "atoll":
-                ratios[f"world {world}, {row['bytes']} bytes"] = ratio
+            if "atoll" in row["what"] or "place" in row["what"]:
+                ratios[f"{row['what']}, world {world}, {row['bytes']} bytes"] = ratio
             if options.json:
                 print(json.dumps({**row, "gloo_over_this": ratio}))
             else:
                 spread = f"{row['min_ms']:.3f}-{row['max_ms']:.3f}"
                 name, median = row["what"], row["median_ms"]
-                print(f"{world:>2} {row['bytes']:>10} {name:<13} {median:>10.3f} {spread:>20} {ratio:>10.2f}")
+                print(f"{world:>2} {row['bytes']:>10} {name:<15} {median:>10.3f} {spread:>20} {ratio:>10.2f}")
     if options.json:
         machine = {"cores": os.cpu_count(), "machine": platform.machine(), "date": str(date.today())}
         print(json.dumps({"summary": "gloo / atoll, medians", "ratios": ratios, **machine}))

@@ -14,10 +14,11 @@ from atoll.errors import (
     Refused,
     Unfit,
 )
-from atoll.group.facade import Group, Result, Work, wait_all
+from atoll.group.facade import Group
 from atoll.group.joining import join
 from atoll.group.serve import Master
 from atoll.group.state import SharedState
+from atoll.group.work import Result, Work, wait_all
 from atoll.version import VERSION as __version__
 
 __all__ = [

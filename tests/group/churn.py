@@ -13,9 +13,10 @@ import numpy as np
 
 import atoll
 from atoll.errors import DeadlineExceeded, Expelled, PeerLost
-from atoll.group.facade import Group, Work
+from atoll.group.facade import Group
 from atoll.group.messages import Verdict
 from atoll.group.virtual import World
+from atoll.group.work import Work
 from atoll.runtime.api import here
 
 Traces = dict[int, list[tuple[Any, ...]]]

@@ -23,7 +23,7 @@ from atoll.group.api import Close, DataDone, Finish, LinkDown, LinkUp, MasterGon
 from atoll.group.ballots import SYNC
 from atoll.group.election import Plan, StateNote, TensorNote
 from atoll.group.master import MOST_OPERATIONS, Master
-from atoll.group.messages import Beat, View
+from atoll.group.messages import Beat, Seat, View
 from atoll.group.peer import Peer
 from atoll.group.roster import Gone, Tick
 
@@ -38,7 +38,7 @@ class Box:
 
     def __init__(self, world: "World", number: int, steps: int) -> None:
         self.world, self.id = world, number
-        self.peer = Peer("127.0.0.1", number)
+        self.peer = Peer(Seat(0, "127.0.0.1", number))
         self.dead = self.frozen = False
         self.awaits: Ticket | None = None
         self.epoch, self.flag, self.seen, self.step = 0, False, -1, 0
@@ -57,7 +57,7 @@ class Box:
     def adopt(self, ticket: Ticket) -> bool:
         outcome = ticket.outcome
         assert outcome is not None
-        before, self.flag = self.epoch, outcome.pending
+        before, self.flag = self.epoch, bool(outcome.pending)
         if outcome.view and outcome.view.epoch > self.epoch:
             self.epoch, self.ring, self.flag = outcome.view.epoch, outcome.view.ring, outcome.view.pending
         self.trace.append(
@@ -73,10 +73,16 @@ class Box:
         for _ in range(self.world.random.choice([0, 0, 0, 2, 60])):  # computing; sometimes through several epochs
             yield NAP, None
         tensor = SMALL if self.world.eager and kind == "all_reduce" else None
-        ticket = Ticket(kind, self.epoch, tag, what or kind, payload, tensor, min_world=self.world.min_world)
+        ticket = Ticket(
+            kind, self.epoch, tag, what or kind, payload, tensor, min_world=self.world.min_world, algorithm="eager"
+        )
         yield LAUNCH, ticket
         yield WAIT, ticket
         return ticket if self.adopt(ticket) else None
+
+    def reduce(self, tag: int) -> Ticket:
+        tensor = SMALL if self.world.eager else None
+        return Ticket("all_reduce", self.epoch, tag, "all_reduce", tensor=tensor, algorithm="eager")
 
     def note(self) -> bytes:
         tensors = (TensorNote("w", "float32", (1,), self.step.to_bytes(4, "little")),)
@@ -107,8 +113,7 @@ class Box:
             elif what < 0.5:
                 ok = yield from self.call(choice.choice(["all_reduce", "gather_bytes"]))
             elif what < 0.8 or late:
-                small = SMALL if self.world.eager else None
-                tickets = [Ticket("all_reduce", self.epoch, tag, "all_reduce", tensor=small) for tag in (1, 2, 3)]
+                tickets = [self.reduce(tag) for tag in (1, 2, 3)]
                 if self.world.random.random() < 0.3:
                     tickets.reverse()  # the order of launching may differ from peer to peer
                 for ticket in tickets:
@@ -166,19 +171,19 @@ class Box:
             self.links.add((event.epoch, event.id))
         for action in self.peer.handle(event):
             match action:
-                case Tell(message):
+                case Tell(message, _):
                     self.world.post((self.id, "master"), None, self.world.to_master, self.id, message)
                 case Finish(ticket, outcome):
                     assert ticket.outcome is None, "a ticket was answered twice"
                     ticket.outcome = outcome
                     if self.awaits is ticket:
                         self.world.post((self.id, "wake"), self, self.wake, ticket)
-                case Relink(epoch, successor):
+                case Relink(epoch, _, successor, _):
                     self.live = epoch
                     if successor is not None:
                         other = self.world.boxes[successor.id]
                         self.world.post((self.id, other.id, epoch), other, other.dialled, epoch, self)
-                case Start(seq, _, ring):
+                case Start((seq, _), _, ring):
                     for i in ring:
                         if (self.live, self.id, i) in self.world.broken:
                             continue
@@ -198,7 +203,7 @@ class Box:
     def data(self, epoch: int, seq: int, world: int) -> None:
         self.arrived[epoch, seq] += 1
         if self.arrived[epoch, seq] == world and epoch == self.live:
-            self.feed(DataDone(seq))
+            self.feed(DataDone((seq, 0)))
 
     def break_link(self) -> None:
         """A link of the present epoch breaks under two living peers."""

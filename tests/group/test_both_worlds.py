@@ -59,8 +59,8 @@ def test_sixty_four_programs_run_in_one_process() -> None:
     assert {p.program.result for p in processes} == {64 * 63 / 2}
 
 
-def test_a_ring_takes_as_long_as_its_bytes_do() -> None:
-    """2 (W - 1) steps of one chunk each: virtual time against the closed form."""
+def test_an_all_reduce_takes_as_long_as_its_bytes_do() -> None:
+    """2 (W - 1) / W of the data leave each peer: virtual time against the closed form."""
     nbytes, rate, latency, world_size = 8 << 20, 1e8, 1e-3, 4
     took = {}
 

@@ -1,6 +1,7 @@
 """What comes out of a collective, against NumPy and Python integers; on all ranks in the same bits.
 
-A data phase has two ways in: small operations leave with the vote, larger ones wait for it. Both are here.
+Data has three ways: the smallest travels in the votes, more leaves with the vote, large operations wait for all votes.
+All three are here.
 """
 
 import math
@@ -14,17 +15,18 @@ import pytest
 import torch
 
 import atoll
-from atoll.group.execution import divide
-from atoll.group.facade import Group, wait_all
+from atoll.group.collectives.execution import divide
+from atoll.group.facade import Group
 from atoll.group.local import LocalGroup
+from atoll.group.work import wait_all
 from tests.group.together import together
 
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 OPS = ["sum", "avg", "prod", "max", "min"]
 WORLDS = range(2, 6)
-COMMENCED = 70_000
-"""Bytes above the limit of small operations."""
+EAGER, COMMENCED = 70_000, 300_000
+"""Bytes above the limit of what travels in votes, and of what doesn't wait for them."""
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
@@ -84,9 +86,8 @@ def cases(world: int) -> Iterator[tuple[str, str, int, str | None, bool]]:
             number += 1
             yield dtype, op, n, codec, number % 2 == 0
     for dtype, op, codec in [("float32", "avg", None), ("int16", "sum", None), ("bfloat16", "sum", "uint8")]:
-        for n in (COMMENCED // dtype_of(dtype).itemsize, COMMENCED // dtype_of(dtype).itemsize + world - 1):
-            for in_place in (False, True):
-                yield dtype, op, n, codec, in_place
+        for nbytes, more, in_place in product((EAGER, COMMENCED), (0, world - 1), (False, True)):
+            yield dtype, op, nbytes // dtype_of(dtype).itemsize + more, codec, in_place
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -345,18 +346,20 @@ def test_alone_everything_is_the_identity(codec: str | None) -> None:
 
 def test_the_result_says_what_moved() -> None:
     def main(group: Group) -> None:
-        x = np.zeros(300, np.float32)
+        x, tiny = np.zeros(300_000, np.float32), np.zeros(300, np.float32)
         works = [
             group.all_reduce_async(x.copy(), tag=1),
             group.all_reduce_async(x.copy(), codec="bf16", tag=2),
             group.all_gather_async(x, tag=3),
-            group.gather_bytes_async(b"abc", tag=4),
+            group.all_reduce_async(tiny, tag=4),
+            group.gather_bytes_async(b"abc", tag=5),
         ]
-        full, half, gathered, votes = wait_all(works)
-        assert (full.world, full.bytes_sent, full.bytes_received) == (3, 1600, 1600)
-        assert half.bytes_sent == 800
-        assert gathered.bytes_received == 2400
-        assert (votes.bytes_sent, votes.value) == (0, [b"abc"] * 3)
+        full, half, gathered, voted, votes = wait_all(works)
+        assert (full.world, full.bytes_sent, full.bytes_received) == (3, 1_600_000, 1_600_000)
+        assert half.bytes_sent == 800_000
+        assert gathered.bytes_received == 2_400_000
+        assert (voted.bytes_sent, voted.bytes_received) == (1200, 2400), "in the vote; the others' in the verdict"
+        assert (votes.bytes_sent, votes.bytes_received, votes.value) == (3, 6, [b"abc"] * 3)
         assert full.seconds > 0
 
     together(3, main)

@@ -10,13 +10,14 @@ import pytest
 
 import atoll
 from atoll.errors import DeadlineExceeded, PeerLost
-from atoll.group.facade import Group, Work, wait_all
+from atoll.group.facade import Group
 from atoll.group.virtual import World
+from atoll.group.work import Work, wait_all
 from atoll.runtime.api import here
 from tests.group.together import start, together
 
-SMALL, LARGE = 10, 20_000
-"""Elements of float64: data leaves with the vote, or waits for it."""
+SMALL, MIDDLE, LARGE = SIZES = 10, 20_000, 40_000
+"""Elements of float64: data travels in the vote, leaves with it, or waits for all votes."""
 
 
 def launch(group: Group, tag: int, n: int) -> Work:
@@ -28,7 +29,7 @@ def check(work: Work, world: int) -> None:
     assert (value == work.ticket.tag * world * (world + 1) / 2).all()
 
 
-@pytest.mark.parametrize("n", [SMALL, LARGE])
+@pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("world", [2, 4])
 def test_sixteen_in_flight_launched_and_awaited_in_any_order(world: int, seed: int, n: int) -> None:
@@ -43,7 +44,7 @@ def test_sixteen_in_flight_launched_and_awaited_in_any_order(world: int, seed: i
     together(world, main, seed=seed, jitter=3.0, tie_break=seed, bytes_per_s=1e8)
 
 
-@pytest.mark.parametrize("n", [SMALL, LARGE])
+@pytest.mark.parametrize("n", SIZES)
 def test_two_tags_crossed_in_every_way(n: int) -> None:
     ways = [(launched, awaited) for launched in permutations((1, 2)) for awaited in permutations((1, 2))]
 
@@ -76,7 +77,7 @@ def test_results_do_not_depend_on_the_order_of_waiting() -> None:
     def results(order: tuple[int, ...]) -> list[bytes]:
         def main(group: Group) -> bytes:
             rng = np.random.default_rng(group.rank)
-            works = [group.all_reduce_async(rng.normal(size=n), tag=t) for t, n in enumerate((3, LARGE, 5))]
+            works = [group.all_reduce_async(rng.normal(size=n), tag=t) for t, n in enumerate((3, LARGE, 5, MIDDLE))]
             values = {t: works[t].wait().value for t in order}
             return b"".join(values[t].tobytes() for t in range(3))
 
@@ -117,7 +118,7 @@ def test_wait_all_awaits_all_before_it_raises_the_first_error() -> None:
     assert [p.program.result for p in world.processes] == ["went on", None, "went on"]
 
 
-@pytest.mark.parametrize("n", [SMALL, LARGE])
+@pytest.mark.parametrize("n", SIZES)
 def test_a_wait_that_expires_changes_nothing_and_may_be_repeated(n: int) -> None:
     def main(group: Group) -> None:
         if group.rank == 1:

@@ -14,11 +14,12 @@ import pytest
 import atoll
 from atoll.errors import AtollError, DeadlineExceeded, MasterLost
 from atoll.group import messages
-from atoll.group.api import Close, Say, eager_seq
+from atoll.group.api import Close, Say, Series, unvoted_seq
 from atoll.group.asking import StatusClient
 from atoll.group.master import Master as MasterPolicy
 from atoll.group.messages import (
     Beat,
+    Broken,
     Bye,
     Complete,
     Establish,
@@ -41,11 +42,11 @@ from atoll.net.channel import CONTROL, HEADER, Channel
 from atoll.net.loop import SocketLoop
 
 FIRST = preamble.encode(GREETING)
-SIZES = (100, 50_000)  # the first travels with the vote, the second waits for all
+SIZES = (100, 8_000, 50_000)  # in the vote; while the votes travel; after them
 
 
 def framed(body: bytes, sequence: int = CONTROL) -> bytes:
-    return HEADER.pack(sequence, len(body)) + body
+    return HEADER.pack(sequence, len(body), 0) + body
 
 
 def said(message: messages.Message) -> bytes:
@@ -148,12 +149,14 @@ ANYWHERE = {
     "random bytes": random.Random(1).randbytes(4096),
     "an HTTP request": b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n",
     "another wire version": preamble.encode(GREETING, wire_version=9),
-    "a greeting too long": preamble.HEAD.pack(b"ATOL", 1, 0xFFFF),
-    "a greeting of garbage": preamble.HEAD.pack(b"ATOL", 1, 4) + b"\xc1" * 4,
-    "a greeting nested deeply": preamble.HEAD.pack(b"ATOL", 1, 1024) + b"\x81\xa1x" + b"\x91" * 1021,
-    "a length of 2^60": FIRST + (2**60).to_bytes(12, "little"),
-    "a message of 4 GiB": FIRST + HEADER.pack(CONTROL, 2**32 - 1),
-    "data of 4 GiB": FIRST + HEADER.pack(2**60, 2**32 - 1),
+    "a greeting too long": preamble.HEAD.pack(b"ATOL", preamble.WIRE_VERSION, 0xFFFF),
+    "a greeting of garbage": preamble.HEAD.pack(b"ATOL", preamble.WIRE_VERSION, 4) + b"\xc1" * 4,
+    "a greeting nested deeply": preamble.HEAD.pack(b"ATOL", preamble.WIRE_VERSION, 1024)
+    + b"\x81\xa1x"
+    + b"\x91" * 1021,
+    "a length of 2^60": FIRST + (2**60).to_bytes(HEADER.size, "little"),
+    "a message of 4 GiB": FIRST + HEADER.pack(CONTROL, 2**32 - 1, 0),
+    "data of 4 GiB": FIRST + HEADER.pack(2**60, 2**32 - 1, 0),
     "data before a hello": FIRST + framed(b"data", 5),
     "a garbage message": FIRST + framed(random.Random(2).randbytes(100)),
     "an empty message": FIRST + framed(b""),
@@ -197,7 +200,9 @@ def test_an_unfinished_greeting_is_not_waited_for(
 
 
 @pytest.mark.parametrize("target", ["master", "peer"])
-@pytest.mark.parametrize("start", [b"", FIRST, FIRST + HEADER.pack(CONTROL, 100)], ids=["silent", "greeted", "halfway"])
+@pytest.mark.parametrize(
+    "start", [b"", FIRST, FIRST + HEADER.pack(CONTROL, 100, 0)], ids=["silent", "greeted", "halfway"]
+)
 def test_two_hundred_idle_connections_disturb_nobody(training: Training, target: str, start: bytes) -> None:
     strangers = [training.connect(target) for _ in range(200)]
     for stranger in strangers:
@@ -209,7 +214,7 @@ def test_two_hundred_idle_connections_disturb_nobody(training: Training, target:
 
 WORDS: dict[str, Callable[[int], messages.Message]] = {
     "done": lambda member: Complete(1),
-    "a broken link": lambda member: Complete(1, "the link broke"),
+    "a broken link": lambda member: Broken(1, "the link broke"),
     "can't dial": lambda member: Linked(1, (member,)),
     "let them in": lambda member: Topology(),
     "a vote": lambda member: Initiate(1, 0, "all_reduce"),
@@ -243,7 +248,7 @@ def test_a_false_neighbour_can_neither_speak_nor_break_the_ring(training: Traini
     for ident in (999, *training.ids):
         with training.connect("peer") as stranger:
             stranger.sendall(FIRST + said(LinkHello(training.epoch + epochs_ahead, ident)))
-            stranger.sendall(framed(bytes(800), eager_seq(0, 1 << 30)) + framed(b"false", 3))
+            stranger.sendall(framed(bytes(800), unvoted_seq(Series(0, 0), (1 << 30) - 1)) + framed(b"false", 3))
             training.go_on()
 
 
@@ -315,7 +320,7 @@ def impostor() -> Iterator[Callable[[bytes], str]]:
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not atoll"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "not atoll"),
-        (preamble.encode(GREETING, wire_version=3), "wire version 3, this one 1"),
+        (preamble.encode(GREETING, wire_version=99), "wire version 99, this one 2"),
         (FIRST + framed(b"garbage"), "unreadable message"),
         (b"", "no greeting"),
     ],
@@ -345,7 +350,7 @@ def test_one_of_another_wire_version_is_told_ours(training: Training) -> None:
     net, why = SocketLoop(GREETING), []
     with training.connect("master") as sock:
         channel = Channel(sock, GREETING)
-        channel.outgoing[0] = memoryview(preamble.encode(GREETING, wire_version=2))
+        channel.outgoing[0] = memoryview(preamble.encode(GREETING, wire_version=99))
         net.add(channel, lambda *_: None, lambda _, reason: why.append(reason))
         end = time.monotonic() + 5.0
         while not why:

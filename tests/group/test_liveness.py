@@ -16,7 +16,7 @@ from atoll.group import liveness, messages
 from atoll.group.helper import Helper
 from atoll.group.messages import Beat
 from atoll.net import preamble
-from atoll.net.channel import CONTROL, HEADER, Channel
+from atoll.net.channel import CONTROL, HEADER, Channel, Frame
 from atoll.net.loop import SocketLoop
 from atoll.net.preamble import Greeting
 
@@ -47,8 +47,8 @@ class Listener:
         self.channels.append(channel)
         self.net.add(channel, self._heard, self._lost)
 
-    def _heard(self, channel: Channel, sequence: int, body: memoryview) -> None:
-        beat = messages.decode_to_master(body)
+    def _heard(self, channel: Channel, frame: Frame) -> None:
+        beat = messages.decode_to_master(frame.here)
         assert isinstance(beat, Beat)
         self.beats.append(beat)
 
@@ -94,7 +94,7 @@ def script(master: Listener) -> Iterator[subprocess.Popen[bytes]]:
     told = {
         "master": master.address,
         "greeting": preamble.encode(Greeting("test")).hex(),
-        "beats": {state: (HEADER.pack(CONTROL, len(body)) + body).hex() for state, body in bodies.items()},
+        "beats": {state: (HEADER.pack(CONTROL, len(body), 0) + body).hex() for state, body in bodies.items()},
     }
     assert process.stdin is not None
     process.stdin.write(json.dumps(told).encode() + b"\n")

@@ -14,6 +14,7 @@ from atoll.group import messages
 from atoll.group.messages import (
     AskStatus,
     Beat,
+    Broken,
     Bye,
     Commence,
     Complete,
@@ -28,8 +29,10 @@ from atoll.group.messages import (
     Loss,
     MemberStatus,
     Message,
+    Pace,
     PastLoss,
     Refuse,
+    Returned,
     Seat,
     Status,
     Topology,
@@ -39,14 +42,18 @@ from atoll.group.messages import (
 )
 
 GOLDEN: list[tuple[Message, str]] = [
-    (Hello("10.0.0.2", 4000, "anna", {"zone": "b"}, 3), "9601a831302e302e302e32cd0fa0a4616e6e6181a47a6f6e65a16203"),
-    (Linked(5, (2, 300)), "9302059202cd012c"),
+    (
+        Hello("10.0.0.2", 4000, "anna", {"zone": "b"}, 3, "m1", "d1"),
+        "9801a831302e302e302e32cd0fa0a4616e6e6181a47a6f6e65a16203a26d31a26431",
+    ),
+    (Linked(5, (2, 300), 0.5), "9402059202cd012ccb3fe0000000000000"),
     (Topology(), "9103"),
     (
-        Initiate(5, 1, "all_reduce sum", b"\x00\xff", False, 70_000, 9),
-        "98040501ae616c6c5f7265647563652073756dc40200ffc2ce0001117009",
+        Initiate(5, 1, "all_reduce sum", b"\x00\xff", False, 70_000, 9, 2, (1, 3)),
+        "9a040501ae616c6c5f7265647563652073756dc40200ffc2ce000111700902920103",
     ),
-    (Complete(8, "cut", "NaN"), "940508a3637574a34e614e"),
+    (Complete(8, "NaN"), "930508a34e614e"),
+    (Broken(5, "cut"), "930905a3637574"),
     (Bye(), "9106"),
     (
         Beat(3, b"s" * 16, "stopped", b"\x01" + bytes(7)),
@@ -55,16 +62,16 @@ GOLDEN: list[tuple[Message, str]] = [
     (AskStatus(), "9108"),
     (Welcome(3, b"s" * 16), "931403c41073737373737373737373737373737373"),
     (
-        Establish(5, (Seat(1, "10.0.0.2", 4000), Seat(2, "::1", 65535))),
-        "931505929301a831302e302e302e32cd0fa09302a33a3a31cdffff",
+        Establish(5, (Seat(1, "10.0.0.2", 4000, "m1", "d1"), Seat(2, "::1", 65535)), b"key"),
+        "941505929501a831302e302e302e32cd0fa0a26d31a264319502a33a3a31cdffffa0a0c4036b6579",
     ),
     (
-        View(6, (1, 3), False, True, (Loss(2, "bob", "left"),), "cut"),
-        "971606920103c2c3919302a3626f62a46c656674a3637574",
+        View(6, (1, 3), False, True, (Loss(2, "bob", "left"),), "cut", Pace(0.5, 0.5, 1e9, 1e9)),
+        "981606920103c2c3919302a3626f62a46c656674a363757494cb3fe0000000000000cb3fe0000000000000cb41cdcd6500000000cb41cdcd6500000000",
     ),
-    (Commence(1, 8, b"plan"), "94170108c404706c616e"),
-    (Verdict(1, True, (b"a", b""), "no"), "951801c392c40161c400a26e6f"),
-    (Crossed((1, 2), False, "no"), "9419920102c2a26e6f"),
+    (Commence(1, 8, b"plan", 2), "95170108c404706c616e02"),
+    (Verdict(1, True, (b"a", b""), "no", 2), "961801c392c40161c400a26e6f02"),
+    (Crossed(((0, 1), (3, 2)), False, "no"), "941992920001920302c2a26e6f"),
     (Expel("late", True), "931aa46c617465c3"),
     (Refuse("no"), "921ba26e6f"),
     (
@@ -78,8 +85,9 @@ GOLDEN: list[tuple[Message, str]] = [
         ),
         "971c06c20908919901a4616e6e61a831302e302e302e32cd0fa000a772756e6e696e67cb3fe00000000000000981a47a6f6e65a1629192cb40000000000000009302a3626f62a46c656674",
     ),
-    (LinkHello(5, 1), "93280501"),
-    (LinkAck(5), "922905"),
+    (LinkHello(5, 1, b"key", 4096, b"proof"), "96280501c4036b6579cd1000c40570726f6f66"),
+    (LinkAck(5, True), "932905c3"),
+    (Returned((1, 300)), "922a9201cd012c"),
 ]
 DECODERS: dict[Callable[[bytes], Any], Any] = {
     messages.decode_to_master: messages.ToMaster,

@@ -15,6 +15,7 @@ from atoll.errors import Expelled, InvalidTensor, Mismatch, PeerLost
 from atoll.group.election import Election, Plan, StateNote, TensorNote, elect
 from atoll.group.facade import Group
 from atoll.group.state import SharedState, StateTensors
+from atoll.group.station import Take
 from atoll.group.virtual import VirtualPort, World
 from tests.group.together import start, together
 
@@ -418,11 +419,15 @@ def test_a_crash_at_any_moment_of_a_sync_leaves_no_state_half_old_half_new(victi
 def test_bytes_that_were_changed_on_the_way_are_committed_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     send, left = VirtualPort.send, [1]
 
-    def corrupt(self: VirtualPort, to: int, seq: int, data: memoryview) -> None:
-        if left and len(data) > 100:
-            left.pop()
-            data = memoryview(bytes([data[0] ^ 1]) + bytes(data[1:]))
-        send(self, to, seq, data)
+    def corrupt(self: VirtualPort, to: int, seq: int, word: int, take: Take) -> None:
+        def spoilt() -> memoryview | None:
+            data = take()
+            if data is not None and left and len(data) > 100:
+                left.pop()
+                data = memoryview(bytes([data[0] ^ 1]) + bytes(data[1:]))
+            return data
+
+        send(self, to, seq, word, spoilt)
 
     monkeypatch.setattr(VirtualPort, "send", corrupt)
 

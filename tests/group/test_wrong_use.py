@@ -10,15 +10,16 @@ import torch
 
 import atoll
 from atoll.errors import Busy, Expelled, InvalidConfig, InvalidTensor, MasterLost, Mismatch, PeerLost
-from atoll.group.facade import Group, wait_all
+from atoll.group.facade import Group
 from atoll.group.local import LocalGroup
 from atoll.group.virtual import World
+from atoll.group.work import wait_all
 from atoll.runtime.api import here
 from atoll.runtime.real import RealNode
 from tests.group.together import together
 
-SMALL, LARGE = 4, 20_000
-"""Elements of float64: data leaves with the vote, or waits for it."""
+VOTED, EAGER, COMMENCED = SIZES = 4, 20_000, 40_000
+"""Elements of float64: data travels in the vote, leaves with it, or waits for all votes."""
 
 Call = Callable[[Group, int], Any]
 
@@ -31,7 +32,7 @@ def still_good(group: Group, epoch: int) -> None:
     """Nobody was removed, no link made anew, and every tag works."""
     assert group.epoch == epoch
     for tag in (0, 1):
-        for n in (3, LARGE):
+        for n in (3, *SIZES):
             x = np.ones(n)
             group.all_reduce(x, "sum", tag=tag)
             assert (x == group.world).all()
@@ -55,7 +56,7 @@ DIFFERENCES: dict[str, tuple[Call, list[str]]] = {
 
 
 @pytest.mark.parametrize("what", DIFFERENCES)
-@pytest.mark.parametrize("n", [SMALL, LARGE])
+@pytest.mark.parametrize("n", SIZES)
 def test_members_who_ask_for_different_things_all_get_the_same_mismatch(what: str, n: int) -> None:
     other, words = DIFFERENCES[what]
 
@@ -81,7 +82,7 @@ def test_members_who_ask_for_different_things_all_get_the_same_mismatch(what: st
 def test_broadcasts_from_different_roots_are_a_mismatch(size: int) -> None:
     def main(group: Group) -> None:
         epoch = group.epoch
-        for n in (SMALL, LARGE):
+        for n in SIZES:
             with pytest.raises(Mismatch, match=r"rank 0: broadcast .* root 0; rank 1: broadcast .* root 1"):
                 group.broadcast(np.ones(n), group.rank)
         still_good(group, epoch)
@@ -94,7 +95,7 @@ def test_a_mismatch_may_be_repeated_for_ever() -> None:
         epoch = group.epoch
         for i in range(100):
             with pytest.raises(Mismatch):
-                group.all_reduce(np.ones(SMALL if (i + group.rank) % 2 else LARGE), "sum")
+                group.all_reduce(np.ones(SIZES[(i + group.rank) % 3]), "sum")
             with pytest.raises(Mismatch):
                 group.all_reduce(np.ones(1 + (i + group.rank) % 2), "sum")
         still_good(group, epoch)
@@ -105,7 +106,7 @@ def test_a_mismatch_may_be_repeated_for_ever() -> None:
 def test_a_mismatch_under_one_tag_leaves_the_others_alone() -> None:
     def main(group: Group) -> None:
         epoch = group.epoch
-        good = [group.all_reduce_async(np.ones(n), "sum", tag=t) for t, n in ((1, SMALL), (2, LARGE))]
+        good = [group.all_reduce_async(np.ones(n), "sum", tag=t) for t, n in enumerate(SIZES, 1)]
         with pytest.raises(Mismatch, match="tag 5"):
             group.all_reduce(np.ones(group.rank + 1), tag=5)
         assert all((r.value == 2).all() for r in wait_all(good))
@@ -115,7 +116,7 @@ def test_a_mismatch_under_one_tag_leaves_the_others_alone() -> None:
 
 
 @pytest.mark.parametrize("late", range(3))
-@pytest.mark.parametrize("n", [SMALL, LARGE])
+@pytest.mark.parametrize("n", [EAGER, COMMENCED])
 def test_data_that_turns_out_to_have_no_encoding_fails_for_all_alike(n: int, late: int) -> None:
     """Finite everywhere, but too wide a range for the codec: only the data phase finds out."""
 
@@ -266,7 +267,7 @@ def test_one_that_leaves_over_its_nan_does_not_harm_the_others() -> None:
 # -- too much at once --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [SMALL, LARGE])
+@pytest.mark.parametrize("n", SIZES)
 def test_a_tag_in_use_is_refused_and_the_first_goes_on(n: int) -> None:
     def main(group: Group) -> None:
         epoch, x = group.epoch, np.ones(n)
@@ -323,7 +324,7 @@ def test_no_change_of_members_and_no_sync_before_all_has_been_awaited() -> None:
 def test_a_closed_group_says_so_and_may_be_closed_again() -> None:
     def main() -> str:
         group = atoll.join("master:1", min_world=2)
-        work = group.all_reduce_async(np.ones(LARGE), tag=1)
+        work = group.all_reduce_async(np.ones(COMMENCED), tag=1)
         x = np.ones(3)
         if group.rank == 0:
             with pytest.raises(PeerLost, match="left"):

@@ -19,12 +19,12 @@ FIRST = preamble.encode(Greeting("other", ("x",)))
 Frames = list[tuple[int, bytes]]
 
 
-def anywhere(sequence: int, nbytes: int) -> memoryview:
+def anywhere(sequence: int, word: int, nbytes: int) -> memoryview:
     return memoryview(bytearray(nbytes))
 
 
 def framed(*frames: tuple[int, bytes]) -> bytes:
-    return b"".join(HEADER.pack(sequence, len(data)) + data for sequence, data in frames)
+    return b"".join(HEADER.pack(sequence, len(data), 0) + data for sequence, data in frames)
 
 
 class Pair:
@@ -46,7 +46,7 @@ class Pair:
 
     def _all(self) -> Frames:
         frames: Frames = []
-        while more := [(sequence, bytes(body)) for sequence, body in self.channel.read()]:
+        while more := [(frame.sequence, bytes(frame.here)) for frame in self.channel.read()]:
             frames += more
         return frames
 
@@ -125,7 +125,7 @@ def test_a_data_frame_goes_to_the_memory_that_place_names() -> None:
     target = bytearray(20)
     asked: list[tuple[int, int]] = []
 
-    def place(sequence: int, nbytes: int) -> memoryview:
+    def place(sequence: int, word: int, nbytes: int) -> memoryview:
         asked.append((sequence, nbytes))
         return memoryview(target)[4:10]
 
@@ -141,7 +141,7 @@ def test_a_data_frame_goes_to_the_memory_that_place_names() -> None:
 
 def test_a_frame_without_a_place_holds_the_channel_until_it_has_one() -> None:
     opened: set[int] = set()
-    pair = Pair(lambda sequence, nbytes: anywhere(sequence, nbytes) if sequence in opened else None)
+    pair = Pair(lambda sequence, word, nbytes: anywhere(sequence, word, nbytes) if sequence in opened else None)
     frames = [(CONTROL, b"first"), (1, b"one"), (CONTROL, b"between"), (2, b"x" * 10_000), (CONTROL, b"last")]
     assert pair.read(FIRST + framed(*frames)) == frames[:1]
     assert pair.channel.held
@@ -157,7 +157,7 @@ def test_a_frame_without_a_place_holds_the_channel_until_it_has_one() -> None:
 
 
 def test_a_held_channel_leaves_the_rest_to_the_sender() -> None:
-    pair = Pair(lambda sequence, nbytes: None)
+    pair = Pair(lambda sequence, word, nbytes: None)
     pair.read(FIRST + framed((1, b"")))
     pair.other.setblocking(False)
 
@@ -180,7 +180,7 @@ def test_a_huge_message_is_refused_before_memory_is_taken(pair: Pair, length: in
     tracemalloc.start()
     try:
         with pytest.raises(ProtocolError, match=f"a message of {length} bytes"):
-            pair.read(HEADER.pack(CONTROL, length))
+            pair.read(HEADER.pack(CONTROL, length, 0))
         assert tracemalloc.get_traced_memory()[1] < 1 << 18
     finally:
         tracemalloc.stop()
@@ -199,7 +199,7 @@ def test_a_data_frame_where_only_messages_are_allowed_is_refused(control: Pair, 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_place_of_another_size_is_refused(size: int) -> None:
-    pair = Pair(lambda sequence, nbytes: memoryview(bytearray(size)))
+    pair = Pair(lambda sequence, word, nbytes: memoryview(bytearray(size)))
     with pytest.raises(ProtocolError, match=f"a frame of 3 bytes where {size} belong"):
         pair.read(FIRST + framed((1, b"abc")))
     pair.close()
@@ -218,13 +218,13 @@ def test_two_wire_versions_refuse_each_other_in_one_line(monkeypatch: pytest.Mon
     ours, theirs = socket.socketpair()
     old = Channel(ours, GREETING)
     new = Channel(theirs, GREETING)
-    new.outgoing[0] = memoryview(preamble.encode(GREETING, wire_version=2))
+    new.outgoing[0] = memoryview(preamble.encode(GREETING, wire_version=3))
     old.flush(), new.flush()
-    with pytest.raises(Refused, match="wire version 2, this one 1") as refusal:
+    with pytest.raises(Refused, match="wire version 3, this one 2") as refusal:
         list(old.read())
     assert "\n" not in str(refusal.value)
-    monkeypatch.setattr(preamble, "WIRE_VERSION", 2)
-    with pytest.raises(Refused, match="wire version 1, this one 2") as refusal:
+    monkeypatch.setattr(preamble, "WIRE_VERSION", 3)
+    with pytest.raises(Refused, match="wire version 2, this one 3") as refusal:
         list(new.read())
     assert "\n" not in str(refusal.value)
     old.close(), new.close()
@@ -233,9 +233,9 @@ def test_two_wire_versions_refuse_each_other_in_one_line(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (preamble.HEAD.pack(b"ATOL", 1, 0xFFFF), "a greeting of 65535 bytes"),
-        (preamble.HEAD.pack(b"ATOL", 1, 3) + b"\xc1\xc1\xc1", "unreadable greeting"),
-        (preamble.HEAD.pack(b"ATOL", 1, 0), "unreadable greeting"),
+        (preamble.HEAD.pack(b"ATOL", preamble.WIRE_VERSION, 0xFFFF), "a greeting of 65535 bytes"),
+        (preamble.HEAD.pack(b"ATOL", preamble.WIRE_VERSION, 3) + b"\xc1\xc1\xc1", "unreadable greeting"),
+        (preamble.HEAD.pack(b"ATOL", preamble.WIRE_VERSION, 0), "unreadable greeting"),
     ],
 )
 def test_a_bad_greeting_is_refused(pair: Pair, said: bytes, why: str) -> None:
@@ -254,7 +254,7 @@ def test_the_end_of_the_stream_is_an_error_wherever_it_comes(pair: Pair, cut: in
 def test_what_was_said_before_the_end_is_heard(pair: Pair) -> None:
     pair.other.sendall(FIRST + framed((CONTROL, b"bye")))
     pair.other.close()
-    assert [bytes(body) for _, body in pair.channel.read()] == [b"bye"]
+    assert [bytes(frame.here) for frame in pair.channel.read()] == [b"bye"]
     with pytest.raises(ConnectionError):
         list(pair.channel.read())
 

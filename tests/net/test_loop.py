@@ -12,7 +12,7 @@ import pytest
 
 from atoll.net import loop as loop_module
 from atoll.net import preamble
-from atoll.net.channel import CONTROL, HEADER, Channel
+from atoll.net.channel import CONTROL, HEADER, Channel, Frame
 from atoll.net.loop import SocketLoop, local_host
 from atoll.net.preamble import Greeting
 
@@ -28,8 +28,8 @@ class Ends:
         self.frames: list[tuple[int, bytes]] = []
         self.broken: list[str] = []
 
-    def frame(self, channel: Channel, sequence: int, body: memoryview) -> None:
-        self.frames.append((sequence, bytes(body)))
+    def frame(self, channel: Channel, frame: Frame) -> None:
+        self.frames.append((frame.sequence, bytes(frame.here)))
 
     def lost(self, channel: Channel, why: str) -> None:
         self.broken.append(why)
@@ -72,7 +72,7 @@ def attach(loop: SocketLoop) -> tuple[socket.socket, Channel, Ends]:
 
 
 def message(data: bytes) -> bytes:
-    return HEADER.pack(CONTROL, len(data)) + data
+    return HEADER.pack(CONTROL, len(data), 0) + data
 
 
 def receive(sock: socket.socket, nbytes: int) -> bytes:
@@ -142,7 +142,7 @@ def test_a_channel_closed_by_another_in_the_same_turn_says_nothing_more(loop: So
     (one, first, _), (two, second, _) = attach(loop), attach(loop)
     heard: list[Channel] = []
 
-    def frame(channel: Channel, sequence: int, body: memoryview) -> None:
+    def frame(channel: Channel, frame: Frame) -> None:
         heard.append(channel)
         loop.remove(second if channel is first else first)
 
@@ -158,8 +158,8 @@ def test_a_channel_closed_by_its_own_frame_says_nothing_more(loop: SocketLoop) -
     other, channel, _ = attach(loop)
     heard: list[bytes] = []
 
-    def frame(channel: Channel, sequence: int, body: memoryview) -> None:
-        heard.append(bytes(body))
+    def frame(channel: Channel, frame: Frame) -> None:
+        heard.append(bytes(frame.here))
         loop.remove(channel)
 
     loop.add(channel, frame, lambda *_: None)
@@ -171,8 +171,8 @@ def test_a_channel_closed_by_its_own_frame_says_nothing_more(loop: SocketLoop) -
 def test_a_held_channel_goes_on_when_resumed_with_what_was_buffered(loop: SocketLoop) -> None:
     other, channel, ends = attach(loop)
     memory: list[bytearray] = []
-    channel.place = lambda sequence, nbytes: memoryview(memory[-1]) if memory else None
-    other.sendall(HEADER.pack(1, 2) + b"ab" + HEADER.pack(2, 2) + b"cd" + message(b"end"))
+    channel.place = lambda sequence, word, nbytes: memoryview(memory[-1]) if memory else None
+    other.sendall(HEADER.pack(1, 2, 0) + b"ab" + HEADER.pack(2, 2, 0) + b"cd" + message(b"end"))
     turn_until(loop, lambda: channel.held)
     assert_sleeps(loop)  # though there is more to read
     memory.append(bytearray(2))
@@ -220,7 +220,7 @@ def test_one_who_reads_too_slowly_is_cut_and_the_others_are_not(
         for channel in (slow, quick):
             loop.send(channel, CONTROL, bytes(50_000))
         loop.turn(0.0)
-        assert receive(reader, 50_012) == message(bytes(50_000))
+        assert receive(reader, HEADER.size + 50_000) == message(bytes(50_000))
     assert slow_ends.broken == ["reads too slowly"]
     assert quick_ends.broken == []
     assert quick in loop.channels
@@ -454,8 +454,8 @@ def test_an_idle_loop_uses_no_processor(loop: SocketLoop, monkeypatch: pytest.Mo
     serve(loop)
     _idle = attach(loop)
     held_other, held, _ = attach(loop)
-    held.place = lambda sequence, nbytes: None
-    held_other.sendall(HEADER.pack(1, 4) + b"abcd" + bytes(10_000))
+    held.place = lambda sequence, word, nbytes: None
+    held_other.sendall(HEADER.pack(1, 4, 0) + b"abcd" + bytes(10_000))
     _full_other, full, _ = attach(loop)
     loop.send(full, 1, bytes(1 << 22))
     turn_until(loop, lambda: held.held)

@@ -10,7 +10,7 @@ from atoll.errors import AtollError, ProtocolError, Refused
 from atoll.net import preamble
 from atoll.net.preamble import HEAD, Greeting
 
-GOLDEN = bytes.fromhex("41544f4c 0100 1c00 82 a5 61746f6c6c a3 312e32 a8 6665617475726573 92 a2 7a31 a3 746c73")
+GOLDEN = bytes.fromhex("41544f4c 0200 1c00 82 a5 61746f6c6c a3 312e32 a8 6665617475726573 92 a2 7a31 a3 746c73")
 
 
 def test_the_greeting_has_these_bytes_in_every_version() -> None:
@@ -34,15 +34,15 @@ def test_what_is_not_atoll_is_named(head: bytes) -> None:
 def test_another_wire_version_is_refused_in_one_line_that_says_what_to_do() -> None:
     with pytest.raises(Refused) as refusal:
         preamble.body_size(preamble.encode(Greeting("9"), wire_version=7)[: HEAD.size])
-    assert "wire version 7, this one 1" in str(refusal.value)
+    assert "wire version 7, this one 2" in str(refusal.value)
     assert "install the same atoll" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_greeting_is_short() -> None:
-    assert preamble.body_size(HEAD.pack(b"ATOL", 1, 1024)) == 1024
+    assert preamble.body_size(HEAD.pack(b"ATOL", preamble.WIRE_VERSION, 1024)) == 1024
     with pytest.raises(ProtocolError, match="1025 bytes"):
-        preamble.body_size(HEAD.pack(b"ATOL", 1, 1025))
+        preamble.body_size(HEAD.pack(b"ATOL", preamble.WIRE_VERSION, 1025))
 
 
 @pytest.mark.parametrize(

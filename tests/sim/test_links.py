@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.sim.links import Link
+from atoll.sim.links import Link, Outlet
 from atoll.sim.loop import Loop
 
 
@@ -22,26 +22,35 @@ def arrivals(loop: Loop, link: Link, *sizes: int) -> list[tuple[int, int]]:
 
 def test_a_message_takes_latency_plus_bytes_over_rate() -> None:
     loop = Loop()
-    assert arrivals(loop, Link(loop, 0.25, 1000), 500) == [(0, 750_000_000)]
+    assert arrivals(loop, Link(loop, 0.25, Outlet(1000)), 500) == [(0, 750_000_000)]
 
 
 def test_an_empty_message_takes_the_latency_only() -> None:
     loop = Loop()
-    assert arrivals(loop, Link(loop, 0.25, 1000), 0) == [(0, 250_000_000)]
+    assert arrivals(loop, Link(loop, 0.25, Outlet(1000)), 0) == [(0, 250_000_000)]
 
 
 def test_messages_share_the_rate_and_overlap_in_latency() -> None:
     loop = Loop()
-    assert arrivals(loop, Link(loop, 1.0, 1000), 1000, 1000, 500) == [
+    assert arrivals(loop, Link(loop, 1.0, Outlet(1000)), 1000, 1000, 500) == [
         (0, 2_000_000_000),
         (1, 3_000_000_000),
         (2, 3_500_000_000),
     ]
 
 
+def test_links_of_one_computer_share_its_way_out() -> None:
+    loop, outlet = Loop(), Outlet(1000)
+    seen: list[int] = []
+    for link in (Link(loop, 1.0, outlet), Link(loop, 1.0, outlet)):
+        link.carry(1000, lambda: seen.append(loop.now_ns))
+    loop.run()
+    assert seen == [2_000_000_000, 3_000_000_000]
+
+
 def test_a_link_that_was_idle_owes_nothing() -> None:
     loop = Loop()
-    link = Link(loop, 0.0, 1000)
+    link = Link(loop, 0.0, Outlet(1000))
     assert arrivals(loop, link, 1000) == [(0, 1_000_000_000)]
     loop.post(4_000_000_000, lambda: None)
     loop.run()
@@ -50,7 +59,7 @@ def test_a_link_that_was_idle_owes_nothing() -> None:
 
 def test_jitter_counts_in_latencies() -> None:
     loop = Loop()
-    assert arrivals(loop, Link(loop, 0.1, 1e9, jitter=lambda: 2.0), 0) == [(0, 300_000_000)]
+    assert arrivals(loop, Link(loop, 0.1, Outlet(1e9), jitter=lambda: 2.0), 0) == [(0, 300_000_000)]
 
 
 @given(
@@ -63,7 +72,7 @@ def test_no_jitter_and_no_tie_break_reorders_a_stream(
     sizes: list[int], seed: int, jitter: float, latency_s: float
 ) -> None:
     loop, luck = Loop(seed), random.Random(seed)
-    seen = arrivals(loop, Link(loop, latency_s, 1e9, lambda: jitter * luck.random()), *sizes)
+    seen = arrivals(loop, Link(loop, latency_s, Outlet(1e9), lambda: jitter * luck.random()), *sizes)
     assert [i for i, _ in seen] == list(range(len(sizes)))
     times = [t for _, t in seen]
     assert all(a < b for a, b in pairwise(times))
@@ -71,5 +80,5 @@ def test_no_jitter_and_no_tie_break_reorders_a_stream(
 
 @pytest.mark.parametrize(("latency_s", "rate"), [(-1e-9, 1.0), (0.0, 0.0), (0.0, -5.0)])
 def test_an_impossible_link_is_refused(latency_s: float, rate: float) -> None:
-    with pytest.raises(ValueError, match="latency >= 0"):
-        Link(Loop(), latency_s, rate)
+    with pytest.raises(ValueError, match=r"latency >= 0|rate > 0"):
+        Link(Loop(), latency_s, Outlet(rate))

@@ -10,30 +10,68 @@ failed, and the next `View` is the verdict.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from atoll.errors import AtollError
-from atoll.group.messages import Seat, ToMaster, ToPeer, View
+from atoll.group.messages import Pace, Seat, ToMaster, ToPeer, View
 
 MOST_OPERATIONS: Final = 16
 """Operations that may be under way at once, each under its own tag."""
 
-EAGER_BYTES: Final = 64 << 10
-"""Operations up to this size don't wait for the votes before their data leaves."""
-_EAGER: Final = 1 << 63
+IN_VOTE_BYTES: Final = 4 << 10
+IN_VERDICT_BYTES: Final = 32 << 10
+"""Operations up to this size travel in the votes and, of all peers together, in the verdict."""
+EAGER_BYTES: Final = 256 << 10
+EAGER_BYTES_SENT: Final = 1 << 20
+"""What larger operations may not have: data that leaves before the votes are in, of which each peer sends so much at
+most."""
+
+LOCAL_PACE: Final = Pace(100e-6, 100e-6, 1e9, 1e9)
+"""Between processes of one machine, about."""
+
+_UNVOTED: Final = 1 << 63
+_WAY_AT, _SCOPE_AT, _TAG_AT = 61, 46, 30
+MOST_SCOPES: Final = 1 << _WAY_AT - _SCOPE_AT
+MOST_TAGS: Final = 1 << _SCOPE_AT - _TAG_AT
+MOST_IN_SERIES: Final = 1 << _TAG_AT
 
 
-def eager_seq(tag: int, nth: int) -> int:
-    """Number of the `nth` operation (from 1) with this tag in an epoch; never one of the master's."""
-    return _EAGER | tag << 40 | nth
+class Series(NamedTuple):
+    """What is launched in one series has the same order on all concerned. So data phases can be numbered without a
+    word."""
+
+    scope: int
+    tag: int
+    way: int = 0
+    """0: a collective. Between two members: 1 from the lower id to the higher, 2 the other way."""
+    other: int = 0
+    """Between two: the other one's id. Not part of the number: the link says who."""
 
 
-def eager_parts(seq: int) -> tuple[int, int] | None:
-    """The reverse; None: not eager."""
-    return (seq >> 40 & 0xFFFF, seq & (1 << 40) - 1) if seq & _EAGER else None
+def unvoted_seq(series: Series, nth: int) -> int:
+    """Number of the `nth` data phase (from 1) of a series in an epoch; never one of the master's."""
+    return _UNVOTED | series.way << _WAY_AT | series.scope << _SCOPE_AT | series.tag << _TAG_AT | nth
 
 
-Kind = Literal["join", "topology", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "gather_bytes", "sync"]
+def unvoted_parts(seq: int, source: int) -> tuple[Series, int] | None:
+    """The reverse, for a frame of member `source`; None: a number of the master's."""
+    if not seq & _UNVOTED:
+        return None
+    way = seq >> _WAY_AT & 3
+    series = Series(seq >> _SCOPE_AT & MOST_SCOPES - 1, seq >> _TAG_AT & MOST_TAGS - 1, way, source if way else 0)
+    return series, seq & (1 << _TAG_AT) - 1
+
+
+RunKey = tuple[int, int]
+"""By which a peer knows its data phases: number, and for those between two members the other one (else 0)."""
+
+Kind = Literal[
+    "join", "topology", "gather_bytes", "sync",
+    "all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "send", "recv",
+]  # fmt: skip
+Algorithm = Literal["votes", "eager", "direct", "halving", "ring"]
+"""How data goes round: within the votes; all to all, while the votes travel; or once they agree: chunk by chunk to its
+owner and back, by halves, or around the ring."""
 
 
 @dataclass(eq=False, slots=True)
@@ -47,10 +85,17 @@ class Ticket:
     what: str = ""
     payload: bytes = b""
     tensor: Any = None
-    """Opaque to policies: a flat array, or for `sync` the state's tensors."""
+    """Opaque to policies: a flat array, or for `sync` the state's tensors. None: nothing moves but votes."""
+    out: Any = None
+    """Where the result may be written as it comes; undefined until the end. None: nowhere yet."""
     op: str = "sum"
     codec: str | None = None
+    algorithm: Algorithm = "ring"
     root: int = 0
+    """Rank that gives; for `send` and `recv` the other one."""
+    scope: int = 0
+    members: tuple[int, ...] = ()
+    """Of a subgroup, in rank order; empty: the whole group."""
     revision: int = 0
     min_world: int = 1
     name: str = ""
@@ -62,19 +107,25 @@ class Ticket:
     @property
     def moves_data(self) -> bool:
         """Does the operation have a data phase?"""
-        return self.kind != "gather_bytes"
+        return self.tensor is not None
+
+    @property
+    def between_two(self) -> bool:
+        """No vote: over with the data, or with the epoch."""
+        return self.kind in ("send", "recv")
 
     @property
     def eager(self) -> bool:
-        """Is it so small that its data leaves with the vote? Follows from what all agree on (`what`)."""
-        return self.moves_data and self.kind != "sync" and self.tensor is not None and self.tensor.nbytes <= EAGER_BYTES
+        """Does its data leave before the votes are in?"""
+        return self.between_two or (self.algorithm == "eager" and self.moves_data)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of a ticket. The facade adopts `view` and `pending` before it returns or raises."""
 
-    pending: bool = False
+    pending: bool | None = False
+    """Does somebody wait to be let in? None: nothing new of that."""
     view: View | None = None
     error: AtollError | None = None
     payloads: tuple[bytes, ...] = ()
@@ -115,6 +166,7 @@ class LinkUp:
 
     epoch: int
     id: int
+    round_trip_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +180,9 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class DataDone:
-    """The data phase `seq` is over here. `fault`: what was wrong with the data; the links are good."""
+    """A data phase is over here. `fault`: what was wrong with the data; the links are good."""
 
-    seq: int
+    run: RunKey
     fault: str = ""
 
 
@@ -150,37 +202,43 @@ PeerEvent = Ticket | ToPeer | LinkUp | LinkDown | DataDone | MasterGone
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Say this to the master."""
+    """Say this to the master. `patient`: another message will follow soon, and both may leave together."""
 
     message: ToMaster
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Relink:
-    """Drop every execution and link of older epochs, then dial `successor` (None: nobody to dial)."""
+    """Drop every execution and link of older epochs, then dial `successor` (None: nobody to dial), who must answer;
+    others of the `ring` when there is something for them."""
 
     epoch: int
+    ring: tuple[Seat, ...] = ()
     successor: Seat | None = None
+    key: bytes = b""
+    """By which members of this epoch know each other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """Run the data phase."""
 
-    seq: int
+    run: RunKey
     ticket: Ticket
     ring: tuple[int, ...]
+    """Who takes part, in rank order."""
     rank: int
     plan: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Wake the program. `seq`: whose execution holds the result; 0: none."""
+    """Wake the program. `run`: whose execution holds the result; None: none."""
 
     ticket: Ticket
     outcome: Outcome
-    seq: int = 0
+    run: RunKey | None = None
 
 
 PeerAction = Tell | Relink | Start | Finish

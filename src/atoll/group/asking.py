@@ -6,7 +6,7 @@ from atoll.errors import DeadlineExceeded, MasterLost
 from atoll.group import messages
 from atoll.group.messages import AskStatus, Status
 from atoll.group.wire import GREETING, dial_master
-from atoll.net.channel import CONTROL, Channel
+from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.loop import SocketLoop
 
 _DIAL_S: Final = 3.0
@@ -49,8 +49,8 @@ class StatusClient:
         """Hang up."""
         self._net.close()
 
-    def _heard(self, channel: Channel, sequence: int, body: memoryview) -> None:
-        message = messages.decode_to_peer(body)
+    def _heard(self, channel: Channel, frame: Frame) -> None:
+        message = messages.decode_to_peer(frame.here)
         if isinstance(message, Status):
             self._answers.append(message)
 

@@ -99,4 +99,4 @@ class Helper:
 
 def _frame(message: Beat) -> str:
     body = messages.encode(message)
-    return (HEADER.pack(CONTROL, len(body)) + body).hex()
+    return (HEADER.pack(CONTROL, len(body), 0) + body).hex()

@@ -37,4 +37,4 @@ def _own_plan(ticket: Ticket) -> bytes:
 
 def LocalGroup() -> Group:
     """A `Group` with world 1."""
-    return Group(LocalPort())
+    return Group.enter(LocalPort())

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from atoll.group.api import MOST_OPERATIONS, Close, MasterAction, Say
-from atoll.group.ballots import SYNC, Ballot, Commenced, Decided, revision_of, step
+from atoll.group.api import MOST_OPERATIONS, MOST_SCOPES, Close, MasterAction, Say
+from atoll.group.ballots import Agreement, Ballot, Commenced, Decided, Operation, is_sync, revision_of, step
 from atoll.group.messages import (
     LARGEST_PAYLOAD,
     AskStatus,
     Beat,
+    Broken,
     Bye,
     Commence,
     Complete,
@@ -28,9 +29,9 @@ from atoll.group.messages import (
     Linked,
     Loss,
     MemberStatus,
+    Pace,
     PastLoss,
     Refuse,
-    Seat,
     Status,
     ToMaster,
     ToPeer,
@@ -47,6 +48,10 @@ LOSSES_KEPT: Final = 20
 MOST_LETTERS: Final = 128
 MOST_LABELS: Final = 16
 LARGEST_NOTE: Final = 1 << 20
+MOST_VOTES: Final = 16 * MOST_OPERATIONS
+"""Operations one member may have open, of all its subgroups together."""
+MOST_STATES: Final = 1024
+"""Shared states, one per name of a subgroup, whose last agreement is remembered."""
 
 
 @dataclass
@@ -58,12 +63,15 @@ class Forming:
     opened: bool
     since: float
     linked: set[int] = field(default_factory=set)
+    round_trip_s: float = 0.0
+    """The longest to a successor."""
 
 
 class Master:
     """`handle` takes what connection `who` said, or what became of it, and returns what to say to whom."""
 
     def __init__(self, secret: Callable[[], bytes]) -> None:
+        self._secret = secret
         self.roster = Roster(secret)
         self.epoch = 0
         """The last number used, by a view or an attempt."""
@@ -71,11 +79,10 @@ class Master:
         self.forming: Forming | None = None
         self.topology: set[int] = set()
         """Who waits in `update_topology`."""
-        self.ballots: dict[int, Ballot] = {}
+        self.ballots: dict[Operation, Ballot] = {}
         self.seq = 0
-        self.incumbents: set[int] = set()
-        """Who took part in the last agreement on the state."""
-        self.revision = 0
+        self.agreements: dict[str, Agreement] = {}
+        """By what was voted for: each subgroup has a state of its own."""
         self.losses: deque[tuple[float, Loss]] = deque(maxlen=LOSSES_KEPT)
         self._unsaid: list[Loss] = []
         self._reason = ""
@@ -108,6 +115,8 @@ class Master:
                 self._on_initiate(who, event)
             case Complete():
                 self._on_complete(event, who)
+            case Broken():
+                self._on_broken(event, who)
         self._evaluate()
         return self._out
 
@@ -134,14 +143,14 @@ class Master:
         if address.is_unspecified or not 0 < hello.port < 1 << 16:
             return f"{hello.host!r}, port {hello.port}, is not an address others could dial"
         if (
-            max(map(len, [hello.name, *hello.labels, *hello.labels.values()])) > MOST_LETTERS
+            max(map(len, [hello.name, hello.machine, hello.door, *hello.labels, *hello.labels.values()])) > MOST_LETTERS
             or len(hello.labels) > MOST_LABELS
         ):
             return f"a name or label may have {MOST_LETTERS} letters, and there may be {MOST_LABELS} labels"
         local = address.is_loopback
         for member in self.roster.members.values():
-            if member.id != who and ipaddress.ip_address(member.host).is_loopback != local:
-                here, there = (hello.host, member.host) if local else (member.host, hello.host)
+            if member.id != who and ipaddress.ip_address(member.seat.host).is_loopback != local:
+                here, there = (hello.host, member.seat.host) if local else (member.seat.host, hello.host)
                 return (
                     f"one peer can only be dialled on its own machine ({here}), another from the network ({there}): "
                     "let all of them join by the master's network address"
@@ -168,7 +177,8 @@ class Master:
             self._out += [Say(loss.id, Expel(loss.reason)), Close(loss.id)]
             self.losses.appendleft((self._now, loss))
         self.topology -= gone
-        self.incumbents -= gone
+        for agreement in self.agreements.values():
+            agreement.incumbents -= gone
         self._dials = {i: n for i, n in self._dials.items() if i not in gone}
         self._unsaid += [loss for loss in lost if loss.id in self.ring]
         if gone & set(self._inside):
@@ -187,8 +197,8 @@ class Master:
             self.topology.clear()
             return
         self.forming = Forming(self.epoch, ring, opened, self._now)
-        seats = tuple(Seat(i, self.roster.members[i].host, self.roster.members[i].port) for i in ring)
-        self._say(ring, Establish(self.epoch, seats))
+        seats = tuple(self.roster.members[i].seat for i in ring)
+        self._say(ring, Establish(self.epoch, seats, self._secret()))
 
     def _on_linked(self, who: int, event: Linked) -> None:
         forming = self.forming
@@ -196,6 +206,7 @@ class Master:
             return  # of an attempt already given up
         if not event.failed:
             forming.linked.add(who)
+            forming.round_trip_s = max(forming.round_trip_s, event.round_trip_s)
             return
         failed = [other for other in event.failed if other in forming.ring]
         if not failed:
@@ -234,21 +245,24 @@ class Master:
         if forming.opened:
             self.topology.clear()
         pending = bool(self._admissible()) and not forming.opened
-        view = View(forming.epoch, self.ring, forming.opened, pending, tuple(self._unsaid), self._reason)
+        pace = Pace(ring_trip_s=forming.round_trip_s)
+        view = View(forming.epoch, self.ring, forming.opened, pending, tuple(self._unsaid), self._reason, pace)
         self._say(self.ring, view)
         self._unsaid, self._reason = [], ""
 
     def _uncross(self) -> None:
         """Some wait in update_topology, the others in operations that can't begin: nobody could go on, so tell all."""
-        waiting = {tag: ballot for tag, ballot in self.ballots.items() if not ballot.commenced}
+        waiting = {op: ballot for op, ballot in self.ballots.items() if not ballot.commenced}
         if not waiting or not self.topology.union(*(b.votes for b in waiting.values())) >= set(self.ring):
             return
-        tags = tuple(sorted(waiting))
-        names = ", ".join(f"tag {t}: {next(iter(waiting[t].votes.values())).what}" for t in tags)
+        names = ", ".join(f"tag {op.tag}: {waiting[op].what}" for op in sorted(waiting))
         error = f"peers called different things: some update_topology, others {names}"
-        self._say(self.ring, Crossed(tags, bool(self._admissible()), error))
-        for tag in tags:
-            del self.ballots[tag]
+        pending = bool(self._admissible())
+        for i in self.ring:
+            crossed = tuple((op.scope, op.tag) for op in sorted(waiting) if i in waiting[op].ring)
+            self._say([i], Crossed(crossed, pending, error))
+        for op in waiting:
+            del self.ballots[op]
         self.topology.clear()
 
     # -- operations ------------------------------------------------------------------------------------------------
@@ -256,55 +270,70 @@ class Master:
     def _on_initiate(self, who: int, event: Initiate) -> None:
         if self.forming or event.epoch != self.epoch:
             return  # its epoch is dead: the View on its way is the answer
-        if len(event.payload) > (LARGEST_NOTE if event.what == SYNC else LARGEST_PAYLOAD):
-            self._kick(who, f"added {len(event.payload)} bytes to a vote")
+        if wrong := self._wrong_with(who, event):
+            self._kick(who, wrong)
             return
-        ballot = self.ballots.setdefault(event.tag, Ballot())
-        if who in ballot.votes or len(self.ballots) > MOST_OPERATIONS:
-            self._kick(who, f"tag {event.tag} is in use" if who in ballot.votes else "too many operations at once")
-            return
+        op = Operation(event.scope, event.members, event.tag)
+        ballot = self.ballots.setdefault(op, Ballot(event.members or self.ring))
         ballot.votes[who] = event
         ballot.seq = event.seq
         self.roster.members[who].revision = event.revision
-        match step(event.tag, ballot, self.ring, self.incumbents):
+        agreement = self.agreements.get(event.what)
+        match step(op.tag, ballot, agreement.incumbents if agreement else set()):
             case Decided(payloads, error):
-                self._decide(event.tag, payloads, error)
+                self._decide(op, payloads, error)
             case Commenced(plan):
                 self.seq += 1
                 ballot.commenced = True
                 if not ballot.seq:
                     ballot.seq = self.seq
-                    self._say(self.ring, Commence(event.tag, ballot.seq, plan))
-                self._decide_if_complete(event.tag, ballot)
+                    self._say(ballot.ring, Commence(op.tag, ballot.seq, plan, op.scope))
+                self._decide_if_over(op, ballot)
             case dict() as expelled:
                 self._out += [Say(i, Expel(why, unfit=True)) for i, why in expelled.items()]
                 self._changed([c for i, why in expelled.items() for c in self.roster.drop(i, why)])
 
+    def _wrong_with(self, who: int, event: Initiate) -> str:
+        """What no peer of ours would vote for; empty: it is well."""
+        if len(event.payload) > (LARGEST_NOTE if is_sync(event.what) or event.moves_data else LARGEST_PAYLOAD):
+            return f"added {len(event.payload)} bytes to a vote"
+        members = event.members
+        if bool(members) != bool(event.scope) or not 0 <= event.scope < MOST_SCOPES:
+            return f"voted in subgroup {event.scope} of {len(members)} members"
+        if members and not (who in members and set(members) <= set(self.ring) and len(set(members)) == len(members)):
+            return "voted in a subgroup that it, or somebody else in it, is not part of"
+        op = Operation(event.scope, members, event.tag)
+        if op in self.ballots and who in self.ballots[op].votes:
+            return f"tag {event.tag} is in use"
+        mine = [other for other, ballot in self.ballots.items() if who in ballot.votes]
+        if sum(other[:2] == op[:2] for other in mine) >= MOST_OPERATIONS or len(mine) >= MOST_VOTES:
+            return "too many operations at once"
+        return ""
+
     def _on_complete(self, event: Complete, who: int) -> None:
-        tag = next((t for t, ballot in self.ballots.items() if ballot.seq == event.seq and who in ballot.votes), None)
-        if tag is None or not event.seq:
+        op = next((op for op, b in self.ballots.items() if b.seq == event.seq and who in b.votes), None)
+        if op is None or not event.seq:
             return  # decided already
-        if event.why:
+        ballot = self.ballots[op]
+        if event.fault:
+            ballot.fault = ballot.fault or f"rank {ballot.ring.index(who)}: {event.fault}"
+        ballot.complete.add(who)
+        self._decide_if_over(op, ballot)
+
+    def _on_broken(self, event: Broken, who: int) -> None:
+        if not self.forming and event.epoch == self.epoch:
             self._reason = self._reason or f"{self.roster.members[who].name}: {event.why}"
             self._form(self.ring, opened=False)
-            return
-        ballot = self.ballots[tag]
-        if event.fault:
-            ballot.fault = ballot.fault or f"rank {self.ring.index(who)}: {event.fault}"
-        ballot.complete.add(who)
-        self._decide_if_complete(tag, ballot)
 
-    def _decide_if_complete(self, tag: int, ballot: Ballot) -> None:
-        """An eager operation may be complete, or at fault, before its last vote is here."""
-        if ballot.commenced and (ballot.fault or ballot.complete >= set(self.ring)):
-            self._decide(tag, () if ballot.fault else ballot.payloads(self.ring), ballot.fault)
+    def _decide_if_over(self, op: Operation, ballot: Ballot) -> None:
+        if ballot.over:
+            self._decide(op, () if ballot.fault else ballot.payloads, ballot.fault)
 
-    def _decide(self, tag: int, payloads: tuple[bytes, ...] = (), error: str = "") -> None:
-        ballot = self.ballots.pop(tag)
-        if ballot.plan and not error:
-            self.revision = revision_of(ballot.plan)
-            self.incumbents = set(self.ring)
-        self._say(self.ring, Verdict(tag, bool(self._admissible()), payloads, error))
+    def _decide(self, op: Operation, payloads: tuple[bytes, ...] = (), error: str = "") -> None:
+        ballot = self.ballots.pop(op)
+        if ballot.plan and not error and (ballot.what in self.agreements or len(self.agreements) < MOST_STATES):
+            self.agreements[ballot.what] = Agreement(set(ballot.ring), revision_of(ballot.plan))
+        self._say(ballot.ring, Verdict(op.tag, bool(self._admissible()), payloads, error, op.scope))
 
     # -- for people ------------------------------------------------------------------------------------------------
 
@@ -314,12 +343,14 @@ class Master:
         members = sorted(self.roster.members.values(), key=lambda m: (ranks.get(m.id, len(ranks)), m.id))
         lines = tuple(
             MemberStatus(
-                m.id, m.name, m.host, m.port, ranks.get(m.id, -1),
+                m.id, m.name, m.seat.host, m.seat.port, ranks.get(m.id, -1),
                 m.state(self._now) if m.id in ranks else "joining",
                 self._now - m.progress_at, m.revision, m.labels,
             )
             for m in members
         )  # fmt: skip
         losses = tuple(PastLoss(self._now - at, loss) for at, loss in self.losses)
-        revision = max([self.revision, *(m.revision for m in self.roster.members.values())])
+        revision = max(
+            [*(a.revision for a in self.agreements.values()), *(m.revision for m in self.roster.members.values()), 0]
+        )
         return Status(self.epoch, self.forming is not None, revision, self.seq, lines, losses)

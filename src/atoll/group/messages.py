@@ -19,11 +19,23 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class Seat(msgspec.Struct, frozen=True, array_like=True):
-    """A member and where others dial it."""
+    """A member and where others dial it: from the network, or from the same `machine` at its `door`."""
 
     id: int
     host: str
     port: int
+    machine: str = ""
+    door: str = ""
+
+
+class Pace(msgspec.Struct, frozen=True, array_like=True):
+    """How quick the slowest link of the ring is, and the slowest between any two. 0: not measured."""
+
+    ring_trip_s: float = 0.0
+    """There and back."""
+    any_trip_s: float = 0.0
+    ring_bytes_per_s: float = 0.0
+    any_bytes_per_s: float = 0.0
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True):
@@ -41,13 +53,16 @@ class Loss(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Hello(Message, frozen=True, tag=1):
-    """I want to be a member; others dial me at `host`, `port`; I need a ring of at least `min_world`."""
+    """I want to be a member; others dial me at `host`, `port`, those of my machine at my door; I need a ring of at
+    least `min_world`."""
 
     host: str
     port: int
     name: str = ""
     labels: dict[str, str] = {}
     min_world: int = 1
+    machine: str = ""
+    door: str = ""
 
 
 class Linked(Message, frozen=True, tag=2):
@@ -55,6 +70,7 @@ class Linked(Message, frozen=True, tag=2):
 
     epoch: int
     failed: tuple[int, ...] = ()
+    round_trip_s: float = 0.0
 
 
 class Topology(Message, frozen=True, tag=3):
@@ -75,13 +91,15 @@ class Initiate(Message, frozen=True, tag=4):
     """Not 0: the operation is eager, its data is already on the way under this number."""
     revision: int = 0
     """Of the state this peer holds; for status only."""
+    scope: int = 0
+    """0: of the whole group; else the number of the subgroup of these `members`, in rank order."""
+    members: tuple[int, ...] = ()
 
 
 class Complete(Message, frozen=True, tag=5):
-    """My data phase is over. `why` says what broke the link, `fault` what was wrong with the data itself."""
+    """My data phase is over. `fault`: what was wrong with the data."""
 
     seq: int
-    why: str = ""
     fault: str = ""
 
 
@@ -109,6 +127,13 @@ class AskStatus(Message, frozen=True, tag=8):
     """Tell me how the group stands."""
 
 
+class Broken(Message, frozen=True, tag=9):
+    """A link of this epoch broke under an operation."""
+
+    epoch: int
+    why: str
+
+
 # -- master -> peer ---------------------------------------------------------------------------------------------------
 
 
@@ -120,10 +145,11 @@ class Welcome(Message, frozen=True, tag=20):
 
 
 class Establish(Message, frozen=True, tag=21):
-    """Stop everything older, dial your successor."""
+    """Stop everything older, dial your successor. Members know each other by the key."""
 
     epoch: int
     ring: tuple[Seat, ...]
+    key: bytes = b""
 
 
 class View(Message, frozen=True, tag=22):
@@ -138,6 +164,7 @@ class View(Message, frozen=True, tag=22):
     lost: tuple[Loss, ...] = ()
     reason: str = ""
     """Why the links were made anew where nobody was lost."""
+    pace: Pace = Pace()
 
 
 class Commence(Message, frozen=True, tag=23):
@@ -146,6 +173,7 @@ class Commence(Message, frozen=True, tag=23):
     tag: int
     seq: int
     plan: bytes = b""
+    scope: int = 0
 
 
 class Verdict(Message, frozen=True, tag=24):
@@ -155,12 +183,15 @@ class Verdict(Message, frozen=True, tag=24):
     pending: bool
     payloads: tuple[bytes, ...] = ()
     error: str = ""
+    scope: int = 0
 
 
 class Crossed(Message, frozen=True, tag=25):
-    """Some wait in `update_topology`, the others in the operations `tags`: nobody could go on, all of these fail."""
+    """Some wait in `update_topology`, the others in operations: nobody could go on, all of these fail. To each its
+    own."""
 
-    tags: tuple[int, ...]
+    operations: tuple[tuple[int, int], ...]
+    """(scope, tag)."""
     pending: bool
     error: str
 
@@ -220,22 +251,35 @@ class Status(Message, frozen=True, tag=28):
 
 
 class LinkHello(Message, frozen=True, tag=40):
-    """First words on a link: who dials, in which epoch."""
+    """First words on a connection: who dials, in which epoch. A link may have several.
+
+    To a process of the same machine also where in our memory `proof` lies, for it to see whether it can read there.
+    """
 
     epoch: int
     id: int
+    key: bytes = b""
+    address: int = 0
+    proof: bytes = b""
 
 
 class LinkAck(Message, frozen=True, tag=41):
-    """The link is good."""
+    """The link is good. `reads`: data may stay where it is, we read it there."""
 
     epoch: int
+    reads: bool = False
 
 
-FromPeer = Hello | Linked | Topology | Initiate | Complete | Bye
+class Returned(Message, frozen=True, tag=42):
+    """We have read what lay in these slots of your shared memory."""
+
+    slots: tuple[int, ...]
+
+
+FromPeer = Hello | Linked | Topology | Initiate | Complete | Broken | Bye
 ToMaster = FromPeer | Beat | AskStatus
 ToPeer = Welcome | Establish | View | Commence | Verdict | Crossed | Expel | Refuse
-OnLink = LinkHello | LinkAck
+OnLink = LinkHello | LinkAck | Returned
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[Any, Any] = {kinds: msgspec.msgpack.Decoder(kinds) for kinds in (ToMaster, ToPeer | Status, OnLink)}

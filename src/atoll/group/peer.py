@@ -18,12 +18,15 @@ from atoll.group.api import (
     PeerAction,
     PeerEvent,
     Relink,
+    RunKey,
+    Series,
     Start,
     Tell,
     Ticket,
-    eager_seq,
+    unvoted_seq,
 )
 from atoll.group.messages import (
+    Broken,
     Commence,
     Complete,
     Crossed,
@@ -33,6 +36,7 @@ from atoll.group.messages import (
     Initiate,
     Linked,
     Refuse,
+    Seat,
     ToMaster,
     Topology,
     Verdict,
@@ -46,31 +50,29 @@ class Running:
     """An operation not yet decided."""
 
     ticket: Ticket
-    seq: int = 0
+    run: RunKey | None = None
     reported: bool = False
 
 
 class Peer:
-    """`handle` takes one event and returns actions, to be carried out in order. `host`, `port`: where others dial
-    us."""
+    """`handle` takes one event and returns actions, to be carried out in order. `seat`: where others dial us."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self.host, self.port = host, port
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
         self.id = 0
         self.secret = b""
         self.views: list[View] = []
         """The one the program lives in, then those it has not learnt of."""
         self.forming: Establish | None = None
-        self.running: dict[int, Running] = {}
-        """By tag."""
+        self.running: dict[Series, Running] = {}
         self.opening: Ticket | None = None
         """A `join` or `update_topology` under way."""
         self.over: AtollError | None = None
         """What ended it all."""
         self._broken: LinkDown | None = None
         """A link of the present epoch that is gone."""
-        self._launched: Counter[int] = Counter()
-        """Operations of the present epoch by tag."""
+        self._launched: Counter[Series] = Counter()
+        """Operations of the present epoch."""
         self._out: list[PeerAction] = []
 
     def handle(self, event: PeerEvent) -> list[PeerAction]:
@@ -98,13 +100,11 @@ class Peer:
                 self._end(Refused(event.reason))
             case LinkUp():
                 if self.forming and event.epoch == self.forming.epoch:
-                    self._tell(Linked(event.epoch))
+                    self._tell(Linked(event.epoch, round_trip_s=event.round_trip_s))
             case LinkDown():
                 self._on_link_down(event)
             case DataDone():
-                for running in self.running.values():
-                    if running.seq == event.seq:
-                        self._report(running, fault=event.fault)
+                self._on_data_done(event)
             case MasterGone():
                 self._end(Refused(event.why) if event.refused else MasterLost(event.why))
         return self._out
@@ -116,7 +116,9 @@ class Peer:
             self._finish(ticket, Outcome(error=self.over))
         elif ticket.kind == "join":
             self.opening = ticket
-            self._tell(Hello(self.host, self.port, ticket.name, dict(ticket.labels), ticket.min_world))
+            seat = self.seat
+            labels = dict(ticket.labels)
+            self._tell(Hello(seat.host, seat.port, ticket.name, labels, ticket.min_world, seat.machine, seat.door))
         elif ticket.kind == "topology":
             self.opening = ticket
             self._tell(Topology())
@@ -128,29 +130,37 @@ class Peer:
         if self.views[0].epoch > ticket.epoch:
             self._finish(ticket, _failed(self.views[0]))  # the program learns of one successor at a time
             return
-        running = self.running[ticket.tag] = Running(ticket)
+        ring = self._ring_of(ticket)
+        series = self._series_of(ticket, ring)
+        running = self.running[series] = Running(ticket)
         if self.forming:
             return  # it fails when the new View comes
-        self._launched[ticket.tag] += 1
-        t, alone = ticket, len(self.views[0].ring) == 1
-        if t.eager and not alone:
-            running.seq = eager_seq(t.tag, self._launched[t.tag])
-        self._tell(Initiate(t.epoch, t.tag, t.what, t.payload, t.moves_data, running.seq, t.revision))
-        if running.seq:
-            self._start(running)
+        self._launched[series] += 1
+        nth = self._launched[series]
+        eager = ticket.eager and len(ring) > 1
+        seq = unvoted_seq(series, nth) if eager else 0
+        if not ticket.between_two:
+            t = ticket
+            vote = Initiate(
+                t.epoch, t.tag, t.what, t.payload, t.moves_data, seq, t.revision, t.scope, ring if t.scope else ()
+            )
+            self._tell(vote, patient=eager)
+        if eager:
+            self._start(running, (seq, series.other))
 
     # -- from the master -------------------------------------------------------------------------------------------
 
     def _on_establish(self, message: Establish) -> None:
         self.forming, self._broken = message, None
         for running in self.running.values():
-            running.seq = 0
-        ids = [seat.id for seat in message.ring]
-        if len(ids) == 1:
-            self._out.append(Relink(message.epoch))
+            running.run = None
+        ring = message.ring
+        if len(ring) == 1:
+            self._out.append(Relink(message.epoch, ring, None, message.key))
             self._tell(Linked(message.epoch))
         else:
-            self._out.append(Relink(message.epoch, message.ring[(ids.index(self.id) + 1) % len(ids)]))
+            place = [seat.id for seat in ring].index(self.id)
+            self._out.append(Relink(message.epoch, ring, ring[(place + 1) % len(ring)], message.key))
 
     def _on_view(self, view: View) -> None:
         self.forming = None
@@ -165,22 +175,22 @@ class Peer:
             self._finish(ticket, Outcome(view=view))
 
     def _on_commence(self, message: Commence) -> None:
-        running = self.running[message.tag]
-        running.seq = message.seq
-        self._start(running, message.plan)
+        self._start(self.running[Series(message.scope, message.tag)], (message.seq, 0), message.plan)
 
     def _on_verdict(self, message: Verdict) -> None:
-        running = self.running.pop(message.tag)
+        running = self.running.pop(Series(message.scope, message.tag))
         error = Mismatch(message.error) if message.error else None
-        self._finish(running.ticket, Outcome(message.pending, None, error, message.payloads), running.seq)
+        self._finish(running.ticket, Outcome(message.pending, None, error, message.payloads), running.run)
 
     def _on_crossed(self, message: Crossed) -> None:
         outcome = Outcome(message.pending, error=Mismatch(message.error))
-        for tag in message.tags:
-            if tag in self.running:
-                self._finish(self.running.pop(tag).ticket, outcome)
+        for operation in message.operations:
+            series = Series(*operation)
+            if series in self.running:
+                running = self.running.pop(series)
+                self._finish(running.ticket, outcome, running.run)
             else:
-                self._launched[tag] += 1  # so that the next one has the same number on all
+                self._launched[series] += 1  # so that the next one has the same number on all
         if self.opening is not None:
             ticket, self.opening = self.opening, None
             self._finish(ticket, outcome)
@@ -194,33 +204,55 @@ class Peer:
                 self._tell(Linked(event.epoch, (event.id,)))
         elif self.views and event.epoch == self.views[-1].epoch:
             self._broken = event
-            for running in self.running.values():
-                self._report(running, why=f"link to peer {event.id}: {event.why}")
+            if any(running.run for running in self.running.values()):
+                self._tell_broken()
+
+    def _on_data_done(self, event: DataDone) -> None:
+        found = [(series, running) for series, running in self.running.items() if running.run == event.run]
+        for series, running in found:
+            if series.way:
+                del self.running[series]
+                error = Mismatch(event.fault) if event.fault else None
+                self._finish(running.ticket, Outcome(None, error=error), running.run)
+            elif not running.reported:
+                running.reported = True
+                self._tell(Complete(event.run[0], event.fault))
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _tell(self, message: ToMaster) -> None:
-        self._out.append(Tell(message))
+    def _tell(self, message: ToMaster, patient: bool = False) -> None:
+        self._out.append(Tell(message, patient))
 
-    def _finish(self, ticket: Ticket, outcome: Outcome, seq: int = 0) -> None:
-        self._out.append(Finish(ticket, outcome, seq))
+    def _tell_broken(self) -> None:
+        assert self._broken
+        self._tell(Broken(self._broken.epoch, f"link to peer {self._broken.id}: {self._broken.why}"))
+
+    def _finish(self, ticket: Ticket, outcome: Outcome, run: RunKey | None = None) -> None:
+        self._out.append(Finish(ticket, outcome, run))
+
+    def _ring_of(self, ticket: Ticket) -> tuple[int, ...]:
+        """Who takes part, in rank order."""
+        return ticket.members or self.views[-1].ring
+
+    def _series_of(self, ticket: Ticket, ring: tuple[int, ...]) -> Series:
+        if not ticket.between_two:
+            return Series(ticket.scope, ticket.tag)
+        other = ring[ticket.root]
+        upwards = (self.id < other) == (ticket.kind == "send")
+        return Series(ticket.scope, ticket.tag, 1 if upwards else 2, other)
 
     def _take_all(self) -> list[Running]:
         taken = list(self.running.values())
         self.running.clear()
         return taken
 
-    def _start(self, running: Running, plan: bytes = b"") -> None:
+    def _start(self, running: Running, run: RunKey, plan: bytes = b"") -> None:
+        running.run = run
         if self._broken:
-            self._report(running, why=f"link to peer {self._broken.id}: {self._broken.why}")
+            self._tell_broken()
         else:
-            ring = self.views[-1].ring
-            self._out.append(Start(running.seq, running.ticket, ring, ring.index(self.id), plan))
-
-    def _report(self, running: Running, why: str = "", fault: str = "") -> None:
-        if running.seq and not running.reported:
-            running.reported = True
-            self._tell(Complete(running.seq, why, fault))
+            ring = self._ring_of(running.ticket)
+            self._out.append(Start(run, running.ticket, ring, ring.index(self.id), plan))
 
     def _end(self, error: AtollError) -> None:
         if self.over:

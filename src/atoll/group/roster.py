@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from atoll.group.messages import Beat, Bye, Hello, Loss
+from atoll.group.messages import Beat, Bye, Hello, Loss, Seat
 
 STOPPED_S: Final = 3.0
 SILENT_S: Final = 3.0
@@ -22,9 +22,7 @@ AWAY_S: Final = 1.0
 class Member:
     """What is known of one."""
 
-    id: int
-    host: str
-    port: int
+    seat: Seat
     name: str
     labels: dict[str, str]
     min_world: int
@@ -36,6 +34,11 @@ class Member:
     progress: bytes = b""
     progress_at: float = 0.0
     revision: int = 0
+
+    @property
+    def id(self) -> int:
+        """Never given twice."""
+        return self.seat.id
 
     def state(self, now: float) -> str:
         """running, slow or stopped."""
@@ -79,10 +82,9 @@ class Roster:
             case Hello():
                 if who in self.members:
                     return self.drop(who, "said hello twice")
-                member = Member(
-                    who, event.host, event.port, event.name or f"peer-{who}", event.labels, event.min_world,
-                    self.secret(), seen=now, progress_at=now,
-                )  # fmt: skip
+                seat = Seat(who, event.host, event.port, event.machine, event.door)
+                name = event.name or f"peer-{who}"
+                member = Member(seat, name, event.labels, event.min_world, self.secret(), seen=now, progress_at=now)
                 self.members[who] = member
                 return [Joined(member)]
             case Bye():

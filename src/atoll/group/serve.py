@@ -74,7 +74,7 @@ class Master:
         self._last += 1
         who = self._last
         self._channels[who] = channel
-        self._net.add(channel, lambda _, seq, body: self._heard(who, body), lambda _, why: self._lost(who, why))
+        self._net.add(channel, lambda _, frame: self._heard(who, frame.here), lambda _, why: self._lost(who, why))
 
     def _heard(self, who: int, body: memoryview) -> None:
         self._feed(who, messages.decode_to_master(body))

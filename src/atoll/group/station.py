@@ -1,50 +1,61 @@
-"""Policy: where the peer policy meets bytes: carries its actions out on whatever moves them, a wire thread or
-virtual links.
+"""Policy: where the peer policy meets bytes: carries its actions out on whatever moves them, a wire thread or virtual
+links.
 
 Owns the executions under way and which epoch they belong to. The world it is given only tells, dials, sends and wakes.
+A frame is known by the number of its data phase and a word that names its piece in it.
 """
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from atoll.errors import AtollError, ProtocolError
 from atoll.group.api import (
     EAGER_BYTES,
+    EAGER_BYTES_SENT,
     MOST_OPERATIONS,
     DataDone,
     Finish,
-    Outcome,
     PeerEvent,
     Relink,
+    RunKey,
+    Series,
     Start,
     Tell,
     Ticket,
-    eager_parts,
+    unvoted_parts,
 )
-from atoll.group.execution import Execution
-from atoll.group.messages import Seat, ToMaster
+from atoll.group.collectives.execution import Data, Execution, Key, copy
+from atoll.group.collectives.memory import Memory
+from atoll.group.collectives.rounds import LARGEST_FRAME, execution_for, value_of
+from atoll.group.messages import ToMaster
 from atoll.group.peer import Peer
-from atoll.group.rounds import LARGEST_FRAME, execution_for, value_of
+from atoll.runtime.schedule import Send
 
-_MOST_EARLY_FRAMES: Final = 64
+_LARGEST_EARLY: Final = 2 * EAGER_BYTES  # a codec may need more than the elements
+_MOST_EARLY_BYTES: Final = 4 * MOST_OPERATIONS * EAGER_BYTES_SENT
+_MOST_EARLY_RUNS: Final = 16 * MOST_OPERATIONS
+_MOST_EARLY_FRAMES: Final = 4096
+
+Take = Callable[[], "memoryview | None"]
+"""Makes the bytes of a frame when they can leave. None: nobody wants them any more."""
 
 
 class Carrier(Protocol):
     """What moves the bytes."""
 
-    def tell(self, message: ToMaster) -> None:
-        """To the master."""
+    def tell(self, message: ToMaster, patient: bool = False) -> None:
+        """To the master. `patient`: may wait a little for the next one."""
 
-    def relink(self, epoch: int, successor: Seat | None) -> None:
+    def relink(self, to: Relink) -> None:
         """Close links of older epochs, dial the successor; a LinkUp or LinkDown follows."""
 
-    def send(self, to: int, seq: int, data: memoryview) -> None:
-        """To the member `to`, over the link of this epoch."""
+    def send(self, to: int, seq: int, word: int, take: Take) -> None:
+        """To the member `to`, over a link of this epoch, which is made if there is none."""
 
-    def resume(self, source: int) -> None:
-        """A frame of the member `source` that was held may have a place now."""
+    def resume(self) -> None:
+        """Frames that were held may have a place now."""
 
     def wake(self, ticket: Ticket) -> None:
         """The ticket has its outcome."""
@@ -56,6 +67,8 @@ class Run:
 
     execution: Execution
     start: Start
+    lent: list[memoryview] = field(default_factory=list)
+    """What others may still read where it is."""
 
 
 class Station:
@@ -64,116 +77,201 @@ class Station:
     def __init__(self, peer: Peer, carrier: Carrier) -> None:
         self.peer, self.carrier = peer, carrier
         self.epoch = 0
-        self.runs: dict[int, Run] = {}
+        self.runs: dict[RunKey, Run] = {}
         self.frames = 0
         """Data frames landed so far; while operations run and this stands still, nothing moves."""
+        self.memory = Memory()
         self._newest_seq = 0
-        self._eager: Counter[int] = Counter()
-        """How many operations have started in this epoch, by tag."""
-        self._early: dict[int, list[tuple[int, memoryview]]] = {}
-        """Frames (source, bytes) of eager operations that have not started here, by number."""
+        self._started: Counter[Series] = Counter()
+        """How many data phases of this epoch have started that waited for no vote."""
+        self._early: dict[RunKey, list[tuple[int, int, memoryview]]] = {}
+        """Frames (source, word, bytes) of such as have not started here."""
+        self._early_bytes = 0
+        self._resuming = self._again = False
 
     def feed(self, event: PeerEvent) -> None:
         """Let the peer decide, then do it."""
         for action in self.peer.handle(event):
             match action:
-                case Tell(message):
-                    self.carrier.tell(message)
-                case Relink(epoch, successor):
-                    self.epoch = epoch
+                case Tell(message, patient):
+                    self.carrier.tell(message, patient)
+                case Relink():
+                    self.epoch = action.epoch
                     self.runs.clear()
-                    self._eager.clear()
+                    self._started.clear()
                     self._early.clear()
-                    self.carrier.relink(epoch, successor)
+                    self._early_bytes = 0
+                    self.carrier.relink(action)
                 case Start():
                     self._start(action)
                 case Finish():
                     self._finish(action)
 
-    def place(self, source: int, seq: int, nbytes: int) -> memoryview | None:
-        """Where a frame of member `source` goes. None: its operation has not commenced here, hold it."""
-        run = self.runs.get(seq)
-        if run is not None:
-            if source not in run.start.ring:
-                raise ProtocolError(f"peer {source} is not in the ring")
-            try:
-                return run.execution.target(run.start.ring.index(source), nbytes)
-            except ProtocolError as error:
-                if not eager_parts(seq):  # all agreed before it began, so this is no mistake
-                    raise
-                self._fail(seq, error)
+    def resume(self) -> None:
+        """Let the carrier offer what it holds, until nothing more finds its place."""
+        self._again = True
+        if self._resuming:
+            return
+        self._resuming = True
+        try:
+            while self._again:
+                self._again = False
+                for run_key in [run_key for run_key in self._early if run_key in self.runs]:
+                    self._offer_early(run_key)
+                self.carrier.resume()
+        finally:
+            self._resuming = False
+
+    # -- frames that come ------------------------------------------------------------------------------------------
+
+    def place(self, source: int, seq: int, word: int, nbytes: int) -> memoryview | None:
+        """Where a frame of member `source` goes. None: its turn has not come, hold it."""
         if nbytes > LARGEST_FRAME:
             raise ProtocolError(f"a data frame of {nbytes} bytes; at most {LARGEST_FRAME} are allowed")
-        if not eager_parts(seq) and seq > self._newest_seq:
-            return None
-        return memoryview(bytearray(nbytes))  # early, or of an operation that ended in error
+        unvoted = unvoted_parts(seq, source)
+        run_key = _run_key(seq, unvoted)
+        run = self.runs.get(run_key)
+        if run is None:
+            if not unvoted and seq > self._newest_seq:
+                return None
+            return memoryview(bytearray(nbytes))  # early, or of an operation that ended in error
+        key = _frame_key(run, source, word)
+        try:
+            if not run.execution.awaits(key):
+                return None
+            return run.execution.place(key, nbytes)
+        except ProtocolError as error:
+            if not unvoted:  # all agreed before it began, so this is no mistake
+                raise
+            self._fail(run_key, error)
+            return memoryview(bytearray(nbytes))
 
-    def landed(self, source: int, seq: int, data: memoryview) -> None:
+    def landed(self, source: int, seq: int, word: int, data: memoryview) -> None:
         """A frame of member `source` is where `place` said."""
         self.frames += 1
-        run = self.runs.get(seq)
+        unvoted = unvoted_parts(seq, source)
+        run_key = _run_key(seq, unvoted)
+        run = self.runs.get(run_key)
         if run is not None:
-            self._go(seq, run, run.execution.landed)
-        elif (parts := eager_parts(seq)) and parts[1] > self._eager[parts[0]]:
-            self._keep_early(source, seq, data)
+            key = _frame_key(run, source, word)
+            if run.execution.placed(key, data):
+                self._go(run_key, run, lambda: run.execution.landed(key, data))
+            else:  # it began to come before the run started
+                self._keep_early(run_key, source, word, data)
+                self.resume()
+        elif unvoted and unvoted[1] > self._started[unvoted[0]]:
+            self._keep_early(run_key, source, word, data)
 
-    # -- inside -------------------------------------------------------------------------------------------------------
+    def arrived(self, source: int, seq: int, word: int, data: Data) -> bool:
+        """A frame is here as a whole, in memory that is ours only until this returns. False: hold it."""
+        run_key = _run_key(seq, unvoted_parts(seq, source))
+        run = self.runs.get(run_key)
+        if run is not None and self._arrived(run_key, run, source, word, data):
+            return True
+        place = self.place(source, seq, word, len(data))
+        if place is None:
+            return False
+        copy(data, place)
+        self.landed(source, seq, word, place)
+        return True
 
-    def _keep_early(self, source: int, seq: int, data: memoryview) -> None:
+    def _arrived(self, run_key: RunKey, run: Run, source: int, word: int, data: Data) -> bool:
+        key = _frame_key(run, source, word)
+        if not run.execution.fits(key, len(data)):
+            return False
+        self.frames += 1
+        self._go(run_key, run, lambda: run.execution.landed(key, data))
+        return True
+
+    def _keep_early(self, run_key: RunKey, source: int, word: int, data: memoryview) -> None:
         """Held back in the link it could block one that is awaited first, so it waits here; there can't be many."""
-        frames = self._early.setdefault(seq, [])
-        if len(data) > EAGER_BYTES + 64 or len(frames) >= _MOST_EARLY_FRAMES:
+        self._early.setdefault(run_key, []).append((source, word, data))
+        self._early_bytes += len(data)
+        if len(data) > _LARGEST_EARLY or len(self._early[run_key]) > _MOST_EARLY_FRAMES:
             raise ProtocolError(f"peer {source} sent more of a small operation than there is")
-        frames.append((source, data))
-        if len(self._early) > MOST_OPERATIONS:  # leftovers of operations that ended in a mismatch
-            del self._early[next(iter(self._early))]
+        while self._early_bytes > _MOST_EARLY_BYTES or len(self._early) > _MOST_EARLY_RUNS:
+            self._take_early(next(iter(self._early)))  # leftovers of operations that ended in a mismatch
+
+    def _offer_early(self, run_key: RunKey) -> None:
+        for source, word, data in self._take_early(run_key):
+            run = self.runs.get(run_key)
+            if run is not None and not self._arrived(run_key, run, source, word, data):
+                self._keep_early(run_key, source, word, data)
+
+    def _take_early(self, run_key: RunKey) -> list[tuple[int, int, memoryview]]:
+        frames = self._early.pop(run_key, [])
+        self._early_bytes -= sum(len(data) for _, _, data in frames)
+        return frames
+
+    # -- data phases ----------------------------------------------------------------------------------------------
 
     def _start(self, start: Start) -> None:
-        parts = eager_parts(start.seq)
-        if parts is None:
-            self._newest_seq = start.seq
+        seq, other = start.run
+        unvoted = unvoted_parts(seq, other)
+        if unvoted is None:
+            self._newest_seq = max(self._newest_seq, seq)
         else:
-            self._eager[parts[0]] = parts[1]
+            self._started[unvoted[0]] = unvoted[1]
         try:
-            run = self.runs[start.seq] = Run(execution_for(start), start)
+            run = self.runs[start.run] = Run(execution_for(start, self.memory), start)
         except (ValueError, AtollError) as error:
-            self._fail(start.seq, error)
+            self._fail(start.run, error)
             return
-        self._go(start.seq, run, run.execution.advance)
-        for source, data in self._early.pop(start.seq, ()):
-            self._take_early(start.seq, source, data)
-        for source in start.ring:
-            self.carrier.resume(source)
+        self._go(start.run, run, run.execution.begin)
+        self.resume()
 
-    def _take_early(self, seq: int, source: int, data: memoryview) -> None:
-        place = self.place(source, seq, len(data))
-        assert place is not None
-        place[:] = data
-        self.landed(source, seq, place)
-
-    def _go(self, seq: int, run: Run, move: Callable[[], list[tuple[int, memoryview]]]) -> None:
+    def _go(self, run_key: RunKey, run: Run, move: Callable[[], list[Send]]) -> None:
         try:
             leaving = move()
-        except ValueError as error:
-            self._fail(seq, error)
+        except (ValueError, ProtocolError) as error:
+            self._fail(run_key, error)
             return
-        for rank, data in leaving:
-            self.carrier.send(run.start.ring[rank], seq, data)
+        for step in leaving:
+            self._send(run_key, run, step)
         if run.execution.done:
-            self.feed(DataDone(seq))
+            self.feed(DataDone(run_key))
+        else:
+            self.resume()
 
-    def _fail(self, seq: int, error: Exception) -> None:
+    def _send(self, run_key: RunKey, run: Run, step: Send) -> None:
+        def take() -> memoryview | None:
+            if self.runs.get(run_key) is not run:
+                return None
+            try:
+                data = run.execution.outgoing(step.piece)
+                run.lent.append(data)
+                return data
+            except ValueError as error:
+                self._fail(run_key, error)
+                return None
+
+        self.carrier.send(run.start.ring[step.to], run_key[0], step.piece << 1 | step.reduce, take)
+
+    def _fail(self, run_key: RunKey, error: Exception) -> None:
         """Give the data phase up; what still comes for it is read and forgotten."""
-        self.runs.pop(seq, None)
-        self.feed(DataDone(seq, str(error)))
+        self.runs.pop(run_key, None)
+        self.feed(DataDone(run_key, str(error)))
+        self.resume()
 
     def _finish(self, action: Finish) -> None:
         assert action.ticket.outcome is None, "a ticket was answered twice"
-        run = self.runs.pop(action.seq, None)
-        outcome: Outcome = action.outcome
+        run = self.runs.pop(action.run, None) if action.run else None
+        outcome = action.outcome
         if run is not None and outcome.error is None:
             ran, start = run.execution, run.start
             value = value_of(action.ticket, ran, start.rank, len(start.ring))
             outcome = replace(outcome, value=value, sent=ran.sent, received=ran.received)
         action.ticket.outcome = outcome
         self.carrier.wake(action.ticket)
+        if run is not None:
+            self.resume()
+
+
+def _run_key(seq: int, unvoted: tuple[Series, int] | None) -> RunKey:
+    return seq, unvoted[0].other if unvoted else 0
+
+
+def _frame_key(run: Run, source: int, word: int) -> Key:
+    if source not in run.start.ring:
+        raise ProtocolError(f"peer {source} takes no part in this operation")
+    return run.start.ring.index(source), word >> 1, bool(word & 1)

@@ -75,6 +75,14 @@ def check_writable(out: Any, dtype: str, size: int, name: str) -> None:
         raise InvalidTensor(f"{describe(out, name)} can't hold the result: {size} elements of {dtype}")
 
 
+def room_in(out: Any, source: Array) -> Array | None:
+    """`out` as a flat array that may be written while `source` is read; None: it has no such memory."""
+    if out is None or (is_torch(out) and out.device.type != "cpu"):
+        return None
+    flat = flat_view(out)
+    return None if np.may_share_memory(flat, source) else flat
+
+
 def write(tensor: Any, values: Array, name: str = "") -> None:
     """Put `values` into the tensor."""
     if is_torch(tensor) and tensor.device.type != "cpu":

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from atoll import rng
-from atoll.group.api import Close, LinkDown, LinkUp, MasterGone, PeerEvent, Say, Ticket
+from atoll.group import messages
+from atoll.group.api import Close, LinkDown, LinkUp, MasterGone, PeerEvent, Relink, Say, Ticket
 from atoll.group.master import Master
-from atoll.group.messages import Beat, Seat, ToMaster
+from atoll.group.messages import Beat, Seat, ToMaster, ToPeer
 from atoll.group.peer import Peer
 from atoll.group.roster import Gone, Tick
-from atoll.group.station import Station
+from atoll.group.station import Station, Take
+from atoll.net.channel import HEADER
 from atoll.runtime.api import settle
-from atoll.sim.links import Link
+from atoll.sim.links import Link, Outlet
 from atoll.sim.loop import Loop, Program
 
 if TYPE_CHECKING:
@@ -31,11 +33,11 @@ T = TypeVar("T")
 TICK_S = 0.5
 PATIENCE_S = 30.0
 """With nothing but ticks left for so long, which outlasts every limit of the master, programs are deadlocked."""
-_FRAME_HEAD = 12
 
 
 class World:
-    """One master and simulated processes; messages take `latency_s`, data latency plus bytes over `bytes_per_s`.
+    """One master and simulated processes; what is sent takes `latency_s` plus bytes over `bytes_per_s`,
+    which all links from one computer share.
 
     `cost` says how many seconds a `Node.compute` takes. `jitter`: how much longer a message may take, in latencies.
     `tie_break`: a seed that permutes events of the same moment.
@@ -55,6 +57,8 @@ class World:
         self.seed, self.cost = seed, cost
         self.latency_s, self.bytes_per_s = latency_s, bytes_per_s
         self.master = Master(lambda: b"")
+        self.outlet = Outlet(bytes_per_s)
+        """The master's."""
         self.processes: list[Process] = []
         self.ports: dict[int, VirtualPort] = {}
         self.said: list[tuple[int, Any]] = []
@@ -85,9 +89,9 @@ class World:
         """Ticks go on for ever, so look whether anybody still lives."""
         return any(not p.program.ended for p in self.processes)
 
-    def link(self) -> Link:
-        """A new stream between two places."""
-        return Link(self.loop, self.latency_s, self.bytes_per_s, self._jitter)
+    def link(self, outlet: Outlet) -> Link:
+        """A new stream from the computer with this way out."""
+        return Link(self.loop, self.latency_s, outlet, self._jitter)
 
     def tell_master(self, who: int, event: ToMaster | Tick | Gone) -> None:
         """The master hears `event` now."""
@@ -96,7 +100,7 @@ class World:
                 case Say(to, message):
                     self.said.append((to, message))
                     port = self.ports[to]
-                    port.from_master.carry(0, port.process.call, port.heard, message)
+                    port.from_master.carry(weight(message), port.process.call, port.heard, message)
                 case Close():
                     pass  # the Expel before it says the same
 
@@ -111,6 +115,11 @@ class World:
         if self._idle_ticks * TICK_S > PATIENCE_S:
             self.loop.check_deadlock()
         self.loop.post(round(TICK_S * 1e9), self._tick)
+
+
+def weight(message: ToMaster | ToPeer) -> int:
+    """Bytes of a message on the wire."""
+    return HEADER.size + len(messages.encode(message))
 
 
 class Process:
@@ -191,9 +200,12 @@ class _Wire:
 
     def __init__(self, epoch: int, source: "VirtualPort", target: "VirtualPort") -> None:
         self.epoch, self.source, self.target = epoch, source, target
-        self.link = source.world.link()
-        self.held: deque[tuple[int, bytes]] = deque()
-        """Frames whose operation has not commenced at the target."""
+        self.link = source.world.link(source.outlet)
+        self.up = False
+        self.waiting: deque[tuple[int, int, Take]] = deque()
+        """Frames asked for before the link stood."""
+        self.held: deque[tuple[int, int, bytes]] = deque()
+        """Frames whose turn has not come at the target."""
 
 
 class VirtualPort:
@@ -203,11 +215,12 @@ class VirtualPort:
         self.process, self.world = process, process.world
         self.id = len(self.world.ports) + 1
         self.world.ports[self.id] = self
-        self.station = Station(Peer("127.0.0.1", self.id), self)
+        self.station = Station(Peer(Seat(0, "127.0.0.1", self.id)), self)
         self.closed = False
-        self.to_master, self.from_master = self.world.link(), self.world.link()
+        self.outlet = Outlet(self.world.bytes_per_s)
+        self.to_master, self.from_master = self.world.link(self.outlet), self.world.link(self.world.outlet)
         self._waits_for: Ticket | None = None
-        self._out: _Wire | None = None
+        self._out: dict[int, _Wire] = {}
         self._in: dict[tuple[int, int], _Wire] = {}
 
     # -- Port ------------------------------------------------------------------------------------------------------
@@ -235,10 +248,10 @@ class VirtualPort:
         if self.closed:
             return
         self.closed = True
-        wires = [*self._in.values(), *([self._out] if self._out else [])]
+        wires = [*self._in.values(), *self._out.values()]
         for wire in wires:
             other = wire.target if wire.source is self else wire.source
-            link = wire.link if wire.source is self else self.world.link()
+            link = wire.link if wire.source is self else self.world.link(self.outlet)
             link.carry(0, other.process.call, other.link_down, wire.epoch, self.id)
         self.to_master.carry(0, self.world.tell_master, self.id, Gone(reason))
 
@@ -254,64 +267,71 @@ class VirtualPort:
         if not self.closed:
             self.station.feed(event)
 
-    def tell(self, message: ToMaster) -> None:
+    def tell(self, message: ToMaster, patient: bool = False) -> None:
         if not self.closed:
-            self.to_master.carry(0, self.world.tell_master, self.id, message)
+            self.to_master.carry(weight(message), self.world.tell_master, self.id, message)
 
-    def relink(self, epoch: int, successor: Seat | None) -> None:
-        self._out = None
-        self._in = {key: wire for key, wire in self._in.items() if key[0] >= epoch >= 0}
-        if successor is not None:
-            self.world.link().carry(0, self._knock, epoch, self.world.ports[successor.id])
+    def relink(self, to: Relink) -> None:
+        self._out.clear()
+        self._in = {key: wire for key, wire in self._in.items() if key[0] >= to.epoch >= 0}
+        if to.successor is not None:
+            self._dial(to.successor.id)
 
-    def _knock(self, epoch: int, other: "VirtualPort") -> None:
+    def _dial(self, to: int) -> _Wire:
+        wire = self._out[to] = _Wire(self.station.epoch, self, self.world.ports[to])
+        self.world.link(self.outlet).carry(0, self._knock, wire)
+        return wire
+
+    def _knock(self, wire: _Wire) -> None:
+        other = wire.target
         if other.closed:
-            self.world.link().carry(
-                0, self.process.call, self.heard, LinkDown(epoch, other.id, "nothing listens there")
-            )
+            down = LinkDown(wire.epoch, other.id, "nothing listens there")
+            self.world.link(self.outlet).carry(0, self.process.call, self.heard, down)
         else:
-            other.process.call(other._accept, _Wire(epoch, self, other))
+            other.process.call(other._accept, wire)
 
     def _accept(self, wire: _Wire) -> None:
         if not self.closed and wire.epoch >= self.station.epoch:
             self._in[wire.epoch, wire.source.id] = wire
-            self.world.link().carry(0, wire.source.process.call, wire.source._dialled, wire)
+            self.world.link(self.outlet).carry(0, wire.source.process.call, wire.source._dialled, wire)
 
     def _dialled(self, wire: _Wire) -> None:
         if wire.epoch == self.station.epoch and not self.closed:
-            self._out = wire
-            self.heard(LinkUp(wire.epoch, wire.target.id))
+            wire.up = True
+            self.heard(LinkUp(wire.epoch, wire.target.id, 2 * self.world.latency_s))
+            self._drain(wire)
 
     def link_down(self, epoch: int, other: int) -> None:
         """The far end of a link is gone."""
         if epoch == self.station.epoch:
             self.heard(LinkDown(epoch, other, "reset"))
 
-    def send(self, to: int, seq: int, data: memoryview) -> None:
-        wire = self._out
-        if wire is not None and wire.target.id == to:
-            port = wire.target
-            wire.link.carry(len(data) + _FRAME_HEAD, port.process.call, port._arrived, wire, seq, bytes(data))
+    def send(self, to: int, seq: int, word: int, take: Take) -> None:
+        wire = self._out.get(to) or self._dial(to)
+        wire.waiting.append((seq, word, take))
+        self._drain(wire)
 
-    def _arrived(self, wire: _Wire, seq: int, data: bytes) -> None:
+    def _drain(self, wire: _Wire) -> None:
+        while wire.up and wire.waiting:
+            seq, word, take = wire.waiting.popleft()
+            data = take()
+            if data is not None:
+                port = wire.target
+                frame = seq, word, bytes(data)
+                wire.link.carry(len(data) + HEADER.size, port.process.call, port._arrived, wire, frame)
+
+    def _arrived(self, wire: _Wire, frame: tuple[int, int, bytes]) -> None:
         if not self.closed and self._in.get((wire.epoch, wire.source.id)) is wire:
-            wire.held.append((seq, data))
-            self._take(wire)
+            wire.held.append(frame)
+            self.station.resume()
 
-    def _take(self, wire: _Wire) -> None:
-        while wire.held:
-            seq, data = wire.held[0]
-            place = self.station.place(wire.source.id, seq, len(data))
-            if place is None:
-                return
-            wire.held.popleft()
-            place[:] = data
-            self.station.landed(wire.source.id, seq, place)
-
-    def resume(self, source: int) -> None:
-        wire = self._in.get((self.station.epoch, source))
-        if wire is not None and wire.held:
-            self._take(wire)
+    def resume(self) -> None:
+        for wire in list(self._in.values()):
+            while wire.held and wire.epoch == self.station.epoch:
+                seq, word, data = frame = wire.held.popleft()
+                if not self.station.arrived(wire.source.id, seq, word, memoryview(data)):
+                    wire.held.appendleft(frame)
+                    break
 
     def wake(self, ticket: Ticket) -> None:
         if self._waits_for is ticket:

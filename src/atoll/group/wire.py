@@ -7,17 +7,19 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
-from atoll.errors import AtollError, InvalidConfig, MasterLost, ProtocolError
+from atoll.errors import InvalidConfig, MasterLost
 from atoll.group import messages
-from atoll.group.api import LinkDown, LinkUp, MasterGone, PeerEvent, Ticket
+from atoll.group.api import LinkDown, MasterGone, PeerEvent, Relink, Ticket
+from atoll.group.collectives.rounds import LARGEST_FRAME
 from atoll.group.helper import Helper
-from atoll.group.messages import LinkAck, LinkHello, Seat, Status, ToMaster, Welcome
+from atoll.group.links import Links
+from atoll.group.messages import Seat, Status, ToMaster, Welcome
 from atoll.group.peer import Peer
-from atoll.group.station import Station
-from atoll.net.channel import CONTROL, Channel
+from atoll.group.station import Station, Take
+from atoll.net import arena, doors
+from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.driven import DrivenLoop
 from atoll.net.loop import Address, SocketLoop, local_host
 from atoll.net.preamble import Greeting
@@ -25,11 +27,11 @@ from atoll.version import VERSION
 
 log = logging.getLogger("atoll.group")
 
-DIAL_S: Final = 3.0
 STALL_S: Final = 10.0
 """A data phase in which no frame lands for so long has a broken link."""
 _CHECK_S: Final = 1.0
-_MOST_EARLY_LINKS: Final = 64
+_PATIENCE_S: Final = 0.003
+"""How long a message to the master may wait for the next one to go with it."""
 GREETING: Final = Greeting(VERSION)
 
 
@@ -58,19 +60,21 @@ def dial_master(address: str, timeout_s: float) -> socket.socket:
 class Wire:
     """A `Port` over TCP. `start_helper=False`: nobody reports for us, so a stopped process isn't noticed (tests)."""
 
-    def __init__(self, address: str, *, timeout_s: float = 30.0, start_helper: bool = True) -> None:
+    def __init__(
+        self, address: str, *, timeout_s: float = 30.0, start_helper: bool = True, shared_memory: bool = True
+    ) -> None:
         sock = dial_master(address, timeout_s)
         self._net = SocketLoop(GREETING)
         self._control = Channel(sock, GREETING)
-        host = local_host(self._control)
-        self._peer = Peer(*self._net.listen(host, 0, self._accepted))
+        host, port = self._net.listen(local_host(self._control), 0, self._accepted)
+        local = shared_memory and arena.available()
+        door = doors.open_door(self._net, LARGEST_FRAME, self._accepted) if local else ""
+        self._peer = Peer(Seat(0, host, port, arena.machine() if local else "", door))
         self._station = Station(self._peer, self)
+        self._links = Links(self._net, self._station, local)
         self._net.add(self._control, self._master_said, self._master_gone)
         self._net.expect_greeting(self._control)
-        self._successor: tuple[int, Channel] | None = None
-        self._predecessors: dict[tuple[int, int], Channel] = {}
-        """Links others have dialled, by (epoch, member id)."""
-        self._cancel_dial: Callable[[], None] = _nothing
+        self._corked = False
         self._frames_seen = 0
         self._moved_at = 0.0
         self._helper = Helper(parse_address(address)) if start_helper else None
@@ -98,6 +102,7 @@ class Wire:
 
     def close(self) -> None:
         self._loop.close(self._leave)
+        self._links.close()
         if self._helper:
             self._helper.close()
 
@@ -127,8 +132,8 @@ class Wire:
 
     # -- master ----------------------------------------------------------------------------------------------------
 
-    def _master_said(self, channel: Channel, sequence: int, body: memoryview) -> None:
-        message = messages.decode_to_peer(body)
+    def _master_said(self, channel: Channel, frame: Frame) -> None:
+        message = messages.decode_to_peer(frame.here)
         if isinstance(message, Status):
             return
         self._feed(message)
@@ -140,92 +145,35 @@ class Wire:
 
     # -- Carrier: what the station asks for ------------------------------------------------------------------------
 
-    def tell(self, message: ToMaster) -> None:
-        self._net.send(self._control, CONTROL, messages.encode(message))
+    def tell(self, message: ToMaster, patient: bool = False) -> None:
+        data = messages.encode(message)
+        if not patient:
+            self._corked = False
+            self._net.send(self._control, CONTROL, data)
+            return
+        self._control.put(CONTROL, data)
+        if not self._corked:
+            self._corked = True
+            self._net.after(_PATIENCE_S, self._uncork)
 
-    def relink(self, epoch: int, successor: Seat | None) -> None:
-        self._cancel_dial()
-        self._cancel_dial = _nothing
-        if self._successor:
-            self._net.remove(self._successor[1])
-            self._successor = None
-        expected = self._predecessor
-        for key in [k for k in self._predecessors if epoch < 0 or k[0] < epoch or (k[0] == epoch and k[1] != expected)]:
-            self._net.remove(self._predecessors.pop(key))
-        if successor is not None:
-            self._cancel_dial = self._net.dial(
-                (successor.host, successor.port),
-                DIAL_S,
-                lambda channel: self._dialled(epoch, successor.id, channel),
-                lambda why: self._feed(LinkDown(epoch, successor.id, why)),
-            )
+    def _uncork(self) -> None:
+        if self._corked:
+            self._corked = False
+            self._net.write(self._control)
 
-    def send(self, to: int, seq: int, data: memoryview) -> None:
-        if self._successor and self._successor[0] == to:
-            self._net.send(self._successor[1], seq, data)
+    def relink(self, to: Relink) -> None:
+        self._links.relink(to)
 
-    def resume(self, source: int) -> None:
-        channel = self._predecessors.get((self._station.epoch, source))
-        if channel is not None:
-            self._net.resume(channel)
+    def send(self, to: int, seq: int, word: int, take: Take) -> None:
+        self._links.send(to, seq, word, take)
+
+    def resume(self) -> None:
+        self._links.resume()
 
     def wake(self, ticket: Ticket) -> None:
         if self._helper:
             self._helper.progress()
         ticket.woken.set()
 
-    # -- links -----------------------------------------------------------------------------------------------------
-
-    @property
-    def _predecessor(self) -> int:
-        """Whose link belongs to the present epoch; 0: nobody's."""
-        peer = self._peer
-        ring = (
-            tuple(seat.id for seat in peer.forming.ring) if peer.forming else peer.views[-1].ring if peer.views else ()
-        )
-        return ring[ring.index(peer.id) - 1] if len(ring) > 1 else 0
-
-    def _dialled(self, epoch: int, to: int, channel: Channel) -> None:
-        self._successor = to, channel
-
-        def said(channel: Channel, sequence: int, body: memoryview) -> None:
-            if not isinstance(messages.decode_on_link(body), LinkAck):
-                raise ProtocolError("something else than an acknowledgement of the link")
-            self._feed(LinkUp(epoch, to))
-
-        self._net.add(channel, said, lambda _, why: self._feed(LinkDown(epoch, to, why)))
-        self._net.send(channel, CONTROL, messages.encode(LinkHello(epoch, self.id)))
-
     def _accepted(self, channel: Channel) -> None:
-        self._net.add(channel, self._link_hello, lambda _, why: log.info("a connection ended unused: %s", why))
-
-    def _link_hello(self, channel: Channel, sequence: int, body: memoryview) -> None:
-        hello = messages.decode_on_link(body)
-        if not isinstance(hello, LinkHello) or len(self._predecessors) >= _MOST_EARLY_LINKS:
-            raise ProtocolError("something else than the greeting of a link")
-        epoch, source = hello.epoch, hello.id
-        if epoch < self._station.epoch or (epoch, source) in self._predecessors:
-            raise AtollError(f"a link of epoch {epoch} that is over")
-        if epoch == self._station.epoch and source != self._predecessor:
-            raise AtollError(f"peer {source} is not our neighbour in epoch {epoch}")
-        self._predecessors[epoch, source] = channel
-        channel.place = lambda seq, nbytes: self._station.place(source, seq, nbytes)
-        self._net.add(
-            channel,
-            lambda _, seq, data: self._data(source, seq, data),
-            lambda _, why: self._lost_predecessor(epoch, source, why),
-        )
-        self._net.send(channel, CONTROL, messages.encode(LinkAck(epoch)))
-
-    def _data(self, source: int, seq: int, data: memoryview) -> None:
-        if seq == CONTROL:
-            raise ProtocolError("a message on a link that carries data")
-        self._station.landed(source, seq, data)
-
-    def _lost_predecessor(self, epoch: int, source: int, why: str) -> None:
-        self._predecessors.pop((epoch, source), None)
-        self._feed(LinkDown(epoch, source, why))
-
-
-def _nothing() -> None:
-    """No dial is under way."""
+        self._links.accepted(channel)

@@ -1,40 +1,70 @@
-"""Driver: frames over one non-blocking socket: header {sequence u64, length u32}, then the bytes.
+"""Driver: frames over one non-blocking socket: header {sequence u64, length u32, word u32}, then the bytes.
 
-Sequence 0 is a control message, bounded in size and delivered whole. Any other belongs to a data phase: its bytes go
-straight to the memory that `place` names; while `place` has none yet, the channel holds still and TCP slows the sender.
+Sequence 0 is a control message, bounded in size and delivered whole. Any other belongs to a data phase, whose own
+business the word is: its bytes go straight to the memory that `place` names; while `place` has none yet, the channel
+holds still and TCP slows the sender. Between processes of one machine the bytes may stay where they are, to be read
+there: the length then has its highest bit set, and all that follows is where.
 """
 
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 from atoll.errors import ProtocolError, Refused
-from atoll.net import preamble
+from atoll.net import preamble, tcp
+from atoll.net.neighbour import Remote
 
-HEADER: Final = struct.Struct("<QI")
+HEADER: Final = struct.Struct("<QII")
 CONTROL: Final = 0
+LENT: Final = 1 << 31
+WHERE: Final = struct.Struct("<Q")
 LARGEST_CONTROL: Final = 4 << 20
 _BUFFER: Final = 4096
 _FRAMES_A_TURN: Final = 64
 _PARTS_A_CALL: Final = 16
 
-Place = Callable[[int, int], "memoryview | None"]
+Place = Callable[[int, int, int], "memoryview | None"]
 
 
-def _no_data(sequence: int, nbytes: int) -> memoryview:
+class Lender(Protocol):
+    """Memory of the other side: slots of an arena, or all it has."""
+
+    def view(self, where: int, nbytes: int) -> "memoryview | Remote":
+        """What lies there. ProtocolError: nothing can."""
+
+
+class Frame(NamedTuple):
+    """What a channel has read. `lent`: the data is the other side's, and where; -1: it is ours."""
+
+    sequence: int
+    word: int
+    data: "memoryview | Remote"
+    lent: int = -1
+
+    @property
+    def here(self) -> memoryview:
+        """The data, where it can only be ours."""
+        assert isinstance(self.data, memoryview)
+        return self.data
+
+
+def _no_data(sequence: int, word: int, nbytes: int) -> memoryview:
     raise ProtocolError(f"a data frame (sequence {sequence}, {nbytes} bytes) where only messages are allowed")
 
 
 class Channel:
-    """One connection. `place(sequence, nbytes)` says where a data frame goes; None: not known yet."""
+    """One connection. `place(sequence, word, nbytes)` says where a data frame goes; None: not known yet."""
 
     def __init__(self, sock: socket.socket, greeting: preamble.Greeting, place: Place = _no_data) -> None:
         sock.setblocking(False)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tcp.tune(sock)
         self.sock, self.place = sock, place
+        self.lender: Lender | None = None
+        """The other side's memory, where it lets us read it."""
+        self.pid = 0
+        """Of the other side, if it is a process of this machine."""
         self.greeting: preamble.Greeting | None = None
         """What the other side said first; None until then."""
         self.outgoing: deque[memoryview] = deque([memoryview(preamble.encode(greeting))])
@@ -49,18 +79,25 @@ class Channel:
         self._start = self._end = 0
         self._drained = False
         self._sequence = CONTROL
+        self._word = self._length = 0
         self._body: memoryview | None = None
         self._missing = self._view[:0]
 
     # -- out ------------------------------------------------------------------------------------------------------
 
-    def put(self, sequence: int, data: bytes | memoryview) -> None:
+    def put(self, sequence: int, data: bytes | memoryview, word: int = 0) -> None:
         """Queue one frame. The memory must not change until it has left."""
-        head = memoryview(HEADER.pack(sequence, len(data)))
+        head = memoryview(HEADER.pack(sequence, len(data), word))
         self.outgoing.append(head)
         if len(data):
             self.outgoing.append(memoryview(data))
         self.backlog += len(head) + len(data)
+
+    def lend(self, sequence: int, where: int, nbytes: int, word: int) -> None:
+        """Queue a frame whose bytes stay where they are."""
+        head = HEADER.pack(sequence, LENT | nbytes, word) + WHERE.pack(where)
+        self.outgoing.append(memoryview(head))
+        self.backlog += len(head)
 
     def flush(self) -> None:
         """Write what the socket takes; the rest stays queued."""
@@ -85,8 +122,8 @@ class Channel:
 
     # -- in -------------------------------------------------------------------------------------------------------
 
-    def read(self) -> Iterator[tuple[int, memoryview]]:
-        """Yield (sequence, bytes) for each whole frame at hand.
+    def read(self) -> Iterator[Frame]:
+        """Yield each whole frame at hand.
 
         ConnectionError at the end of the stream, ProtocolError and Refused for what must not be there.
         """
@@ -105,7 +142,14 @@ class Channel:
                 frames += 1
                 if frames >= _FRAMES_A_TURN:
                     self._drained = True  # leave the rest to the next turn, but what is buffered: it wakes no selector
-                yield self._sequence, body
+                yield self._frame(body)
+
+    def _frame(self, body: memoryview) -> Frame:
+        if not self._length & LENT:
+            return Frame(self._sequence, self._word, body)
+        assert self.lender is not None
+        (where,) = WHERE.unpack(body)
+        return Frame(self._sequence, self._word, self.lender.view(where, self._length & ~LENT), where)
 
     def _begin(self) -> bool:
         """Read the head of the next frame; True when its body has a place."""
@@ -117,18 +161,30 @@ class Channel:
         if self.greeting is None:
             body = memoryview(bytearray(self._greeting_size(self._view[at : at + head.size])))
         else:
-            self._sequence, length = HEADER.unpack_from(self._buffer, at)
-            place = self._control if self._sequence == CONTROL else self.place
-            found = place(self._sequence, length)
+            self._sequence, self._length, self._word = HEADER.unpack_from(self._buffer, at)
+            found = self._place()
             if found is None:
                 self.held = True
                 return False
-            if len(found) != length:
-                raise ProtocolError(f"a frame of {length} bytes where {len(found)} belong")
             body = found
         self._start += head.size
         self._body = self._missing = body
         return True
+
+    def _place(self) -> memoryview | None:
+        length = self._length
+        if self._sequence == CONTROL:
+            if length > LARGEST_CONTROL:
+                raise ProtocolError(f"a message of {length} bytes; at most {LARGEST_CONTROL} are allowed")
+            return memoryview(bytearray(length))
+        if length & LENT:
+            if self.lender is None:
+                raise ProtocolError("a frame in memory that we may not read")
+            return memoryview(bytearray(WHERE.size))
+        found = self.place(self._sequence, self._word, length)
+        if found is not None and len(found) != length:
+            raise ProtocolError(f"a frame of {length} bytes where {len(found)} belong")
+        return found
 
     def _greeting_size(self, head: memoryview) -> int:
         try:
@@ -136,12 +192,6 @@ class Channel:
         except Refused:
             self.refused = True
             raise
-
-    @staticmethod
-    def _control(sequence: int, length: int) -> memoryview:
-        if length > LARGEST_CONTROL:
-            raise ProtocolError(f"a message of {length} bytes; at most {LARGEST_CONTROL} are allowed")
-        return memoryview(bytearray(length))
 
     def _fill(self) -> bool:
         """Go on with the body under way; True when it is whole."""

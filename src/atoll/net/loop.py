@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from atoll.errors import AtollError
-from atoll.net.channel import CONTROL, Channel
+from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.preamble import Greeting
 
 log = logging.getLogger("atoll.net")
 
 Address = tuple[str, int]
 Ready = list[tuple[selectors.SelectorKey, int]]
-Frame = Callable[[Channel, int, memoryview], None]
+Heard = Callable[[Channel, Frame], None]
 Broken = Callable[[Channel, str], None]
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -39,8 +39,9 @@ _IN_PROGRESS: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSA
 
 @dataclass(slots=True)
 class _Ends:
-    frame: Frame
+    heard: Heard
     broken: Broken
+    room: Callable[[], None] | None = None
     events: int = 0
 
 
@@ -70,30 +71,43 @@ class SocketLoop:
         """Accept connections; returns the address bound. OSError where that isn't possible."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         server = socket.create_server((host, port), family=family, backlog=256)
-        server.setblocking(False)
-        self._sockets.append(server)
-        self._accept_from(server, accepted)
+        self.accept_from(server, lambda sock: self.greet(Channel(sock, self.greeting), accepted))
         name = server.getsockname()
         return str(name[0]), int(name[1])
 
-    def _accept_from(self, server: socket.socket, accepted: Callable[[Channel], None]) -> None:
-        self._selector.register(server, _READ, lambda _: self._accept(server, accepted))
+    def accept_from(self, server: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
+        """Take connections from a listening socket, which is ours from now on."""
+        server.setblocking(False)
+        if server not in self._sockets:
+            self._sockets.append(server)
+        self.watch(server, lambda: self._accept(server, accepted))
 
-    def _accept(self, server: socket.socket, accepted: Callable[[Channel], None]) -> None:
+    def watch(self, sock: socket.socket, readable: Callable[[], None]) -> None:
+        """Call `readable` whenever a socket that is no channel yet can be read."""
+        self._selector.register(sock, _READ, lambda _: readable())
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """No more of that."""
+        self._selector.unregister(sock)
+
+    def greet(self, channel: Channel, accepted: Callable[[Channel], None]) -> None:
+        """Somebody has dialled: give him some time to say who he is."""
+        self.expect_greeting(channel)
+        accepted(channel)
+
+    def _accept(self, server: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
         try:
             sock, _ = server.accept()
         except OSError as error:  # gone again, or no descriptor left: those who are in matter more
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 log.warning("no file descriptor left for a new connection")
                 self._selector.unregister(server)  # it stays readable, so wait for one to come free
-                self.after(_NO_DESCRIPTOR_S, lambda: self._accept_from(server, accepted))
+                self.after(_NO_DESCRIPTOR_S, lambda: self.accept_from(server, accepted))
             return
         if len(self.channels) >= _MOST_CHANNELS:
             sock.close()
             return
-        channel = Channel(sock, self.greeting)
-        self.expect_greeting(channel)
-        accepted(channel)
+        accepted(sock)
 
     def expect_greeting(self, channel: Channel) -> None:
         """Break `channel` if the other side doesn't greet in time."""
@@ -152,21 +166,21 @@ class SocketLoop:
         timer = self.after(timeout_s, expire)
         return cancel
 
-    def add(self, channel: Channel, frame: Frame, broken: Broken) -> None:
-        """Read `channel`: `frame(channel, sequence, bytes)` per frame, `broken(channel, why)` once. Again: new
-        listeners."""
+    def add(self, channel: Channel, heard: Heard, broken: Broken, room: Callable[[], None] | None = None) -> None:
+        """Read `channel`: `heard(channel, frame)` per frame, `broken(channel, why)` once, `room()` when all that was
+        queued has left. Again: new listeners."""
         ends = self.channels.get(channel)
         if ends is not None:
-            ends.frame, ends.broken = frame, broken
+            ends.heard, ends.broken, ends.room = heard, broken, room
             return
-        self.channels[channel] = _Ends(frame, broken)
-        self._write(channel)
+        self.channels[channel] = _Ends(heard, broken, room)
+        self.write(channel)
 
     def send(self, channel: Channel, sequence: int, data: bytes | memoryview) -> None:
         """Queue a frame and write what goes."""
         if channel in self.channels:
             channel.put(sequence, data)
-            self._write(channel)
+            self.write(channel)
             if sequence == CONTROL and channel.backlog > _LARGEST_BACKLOG:
                 self.after(0.0, lambda: self._break(channel, "reads too slowly"))
 
@@ -188,7 +202,7 @@ class SocketLoop:
         """Hear nothing more, let what was said leave and be read, then close; `_RETIRING_S` at most."""
         self.add(channel, lambda *_: None, lambda *_: None)
         self._retiring.add(channel)
-        self._write(channel)
+        self.write(channel)
         self.after(_RETIRING_S, lambda: self.remove(channel))
 
     # -- time and turns -----------------------------------------------------------------------------------------------
@@ -259,15 +273,14 @@ class SocketLoop:
 
     def _ready(self, channel: Channel, mask: int) -> None:
         if mask & _WRITE:
-            self._write(channel)
+            self.write(channel)
         if mask & _READ and channel in self.channels:
             self._read(channel)
 
     def _read(self, channel: Channel) -> None:
         try:
-            for sequence, body in channel.read():
-                ends = self.channels[channel]
-                ends.frame(channel, sequence, body)
+            for frame in channel.read():
+                self.channels[channel].heard(channel, frame)
                 if channel not in self.channels:  # closed by what it said
                     return
         except (OSError, AtollError) as error:
@@ -275,9 +288,18 @@ class SocketLoop:
         else:
             self._watch(channel)
 
-    def _write(self, channel: Channel) -> None:
+    def write(self, channel: Channel) -> None:
+        """Write what goes of what is queued."""
+        ends = self.channels.get(channel)
+        if ends is None:
+            return
         try:
             channel.flush()
+            while ends.room is not None and not channel.outgoing:
+                ends.room()
+                if not channel.outgoing:
+                    break
+                channel.flush()
         except OSError:
             channel.outgoing.clear()  # reading will tell
             channel.backlog = 0

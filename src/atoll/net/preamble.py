@@ -10,7 +10,7 @@ import msgspec
 
 from atoll.errors import ProtocolError, Refused
 
-WIRE_VERSION: Final = 1
+WIRE_VERSION: Final = 2
 HEAD: Final = struct.Struct("<4sHH")
 _MAGIC: Final = b"ATOL"
 _LARGEST: Final = 1024

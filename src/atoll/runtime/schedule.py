@@ -1,24 +1,29 @@
 """Interface: the steps a schedule is made of.
 
-A schedule is a generator per rank; it names ranks and pieces (numbers that partition an operation's data) and never
-sees a byte. A step may start once every `Recv` before it has landed; who walks it is `group/execution.py`.
+A schedule has a generator per rank and lane; it names ranks and pieces (numbers that partition an operation's data) and
+never sees a byte. A step may start once every `Recv` before it *in its lane* has landed; lanes don't wait for each
+other. Who walks it is `group/collectives/execution.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """The newest value of `piece` leaves for rank `to`: the input's, a partial result or the final one."""
+    """The newest value of `piece` leaves for rank `to`; `reduce`: for it to combine with what it has."""
 
     to: int
     piece: int
+    reduce: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Recv:
-    """A value of `piece` comes from rank `source`; `reduce`: combine it with our input, else it is the result."""
+    """A value of `piece` comes from rank `source`; `reduce`: combine it with what we have, else it is the result.
+
+    No lane waits for the same (source, piece, reduce) twice: by these three a frame finds its step.
+    """
 
     source: int
     piece: int
@@ -34,4 +39,6 @@ class Compute:
 
 
 Step = Send | Recv | Compute
-Schedule = Iterator[Step]
+Lane = Iterator[Step]
+Schedule = Sequence[Lane]
+"""One rank's lanes."""

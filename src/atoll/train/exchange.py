@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from atoll.errors import PeerLost
-from atoll.group.facade import Group, Work
+from atoll.group.facade import Group
+from atoll.group.work import Work
 from atoll.runtime.api import here
 
 

@@ -8,7 +8,7 @@ import xxhash
 
 import atoll
 from atoll.errors import AtollError, Busy, InvalidTensor, MasterLost, Mismatch
-from atoll.group.execution import divide
+from atoll.group.collectives.execution import divide
 from atoll.reproduce.api import Line, Say, judged
 from atoll.reproduce.threads import run_peers
 

@@ -1,0 +1,229 @@
+"""Policy: which schedule and buffers an operation gets. The same on all ranks, since it follows from what all agreed
+on."""
+
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from atoll import codec
+from atoll.errors import Mismatch
+from atoll.group.api import Start, Ticket
+from atoll.group.collectives import schedules
+from atoll.group.collectives.execution import Array, Execution, combined, cut
+from atoll.group.collectives.memory import Memory
+from atoll.group.election import Plan
+from atoll.group.state import StateTensors
+from atoll.runtime.schedule import Schedule
+
+BLOCK: Final = 1 << 20
+"""Bytes that travel as one frame: smaller ones cost a turn each, larger ones leave links idle."""
+MANY: Final = 16
+"""Lanes beyond which blocks are twice as large."""
+LARGEST_FRAME: Final = 2 * BLOCK + BLOCK // 2
+"""A block, and what a codec adds to few elements."""
+
+
+def execution_for(start: Start, memory: Memory) -> Execution:
+    """The data phase that `start` asks for."""
+    return _Rounds(start, memory).execution()
+
+
+def value_of(ticket: Ticket, run: Execution, rank: int, world: int) -> Array | None:
+    """What the program gets of a data phase that is over."""
+    if ticket.kind == "send":
+        return None
+    if ticket.kind == "all_reduce" and ticket.eager:
+        return combined(np.split(run.result, world), ticket.op)
+    if ticket.kind == "all_to_all":
+        taken: Array = run.result[ticket.tensor.size :]
+        return taken
+    if ticket.kind == "reduce_scatter":
+        own: Array = run.result[cut(0, run.source.size, world)[rank]]
+        return own
+    return run.result
+
+
+def value_of_votes(ticket: Ticket, payloads: tuple[bytes, ...], dtype: np.dtype[Any], rank: int) -> Array:
+    """The same for an operation so small that it travelled in the votes."""
+    rows = [np.frombuffer(payload, dtype) for payload in payloads]
+    match ticket.kind:
+        case "all_gather":
+            return np.concatenate(rows)
+        case "broadcast":
+            return rows[ticket.root]
+        case "reduce_scatter":
+            whole = combined(rows, ticket.op)
+            own: Array = whole[cut(0, whole.size, len(rows))[rank]]
+            return own
+        case _:
+            return combined(rows, ticket.op)
+
+
+def encoded_counts(counts: list[int]) -> bytes:
+    """How many elements we give each rank, as a vote carries it."""
+    return msgspec.msgpack.encode(counts)
+
+
+def counts_of_votes(votes: tuple[bytes, ...], rank: int) -> list[int]:
+    """How many elements each rank gives to `rank`."""
+    return [msgspec.msgpack.decode(row, type=list[int])[rank] for row in votes]
+
+
+def counts_of(plan: bytes, world: int) -> list[list[int]]:
+    """Row r: how many elements rank r gives to each."""
+    rows = [msgspec.msgpack.decode(row, type=list[int]) for row in msgspec.msgpack.decode(plan, type=list[bytes])]
+    if len(rows) != world or any(len(row) != world or min(row) < 0 for row in rows):
+        raise Mismatch("peers disagree on how many there are")
+    return rows
+
+
+def _lanes(nbytes: int) -> int:
+    """In how many a chunk is cut."""
+    return max(1, min(-(-nbytes // BLOCK), max(MANY, -(-nbytes // (2 * BLOCK)))))
+
+
+class _Rounds:
+    """One operation's way to its execution, kind by kind."""
+
+    def __init__(self, start: Start, memory: Memory) -> None:
+        self.start, self.memory = start, memory
+        self.ticket = start.ticket
+        self.rank, self.world = start.rank, len(start.ring)
+        self.codec = codec.get(start.ticket.codec)
+
+    def execution(self) -> Execution:
+        make: dict[str, Any] = {
+            "all_reduce": self.all_reduce,
+            "reduce_scatter": self.reduce_scatter,
+            "all_gather": self.all_gather,
+            "broadcast": self.broadcast,
+            "all_to_all": self.all_to_all,
+            "send": self.send,
+            "recv": self.receive,
+            "sync": self.sync,
+        }
+        made: Execution = make[self.ticket.kind]()
+        return made
+
+    def all_reduce(self) -> Execution:
+        if self.ticket.eager:  # everybody gets all there is and combines it himself
+            return self.gathering(
+                schedules.direct_all_gather,
+                self.memory.empty(self.ticket.tensor.size * self.world, self.ticket.tensor.dtype),
+            )
+        source: Array = self.ticket.tensor
+        make = {
+            "ring": schedules.ring_all_reduce,
+            "direct": schedules.direct_all_reduce,
+            "halving": schedules.halving_all_reduce,
+        }[self.ticket.algorithm]
+        return self.reducing(make, self.room(source.size))
+
+    def reduce_scatter(self) -> Execution:
+        direct = self.ticket.algorithm != "ring"
+        make = schedules.direct_reduce_scatter if direct else schedules.ring_reduce_scatter
+        return self.reducing(make, self.memory.empty(self.ticket.tensor.size, self.ticket.tensor.dtype))
+
+    def all_gather(self) -> Execution:
+        direct = self.ticket.algorithm != "ring"
+        make = schedules.direct_all_gather if direct else schedules.ring_all_gather
+        return self.gathering(make, self.room(self.ticket.tensor.size * self.world))
+
+    def broadcast(self) -> Execution:
+        source: Array = self.ticket.tensor
+        result = self.memory.empty(source.size, source.dtype)
+        pieces = cut(0, source.size, _lanes(source.nbytes))
+        if self.rank == self.ticket.root:
+            result[:] = source
+        if self.ticket.eager:
+            steps = schedules.direct_broadcast(self.rank, self.world, self.ticket.root)
+        else:
+            chain = [(self.ticket.root + i) % self.world for i in range(self.world)]
+            steps = schedules.broadcast(chain.index(self.rank), chain, range(len(pieces)))
+        return self.over(steps, source, result, pieces)
+
+    def all_to_all(self) -> Execution:
+        counts = counts_of(self.start.plan, self.world)
+        source: Array = self.ticket.tensor
+        given, taken = counts[self.rank], [row[self.rank] for row in counts]
+        result = self.memory.empty(source.size + sum(taken), source.dtype)
+        result[: source.size] = source
+        give_at, take_at = np.cumsum([0, *given]), source.size + np.cumsum([0, *taken])
+        pieces: list[slice] = []
+        numbers: dict[tuple[int, int], range] = {}
+        for a in range(self.world):
+            for b in range(self.world):
+                lanes = _lanes(counts[a][b] * source.itemsize) if counts[a][b] and a != b else 0
+                numbers[a, b] = range(len(pieces), len(pieces) + lanes)
+                at = int(give_at[b]) if a == self.rank else int(take_at[a]) if b == self.rank else 0
+                size = counts[a][b] if self.rank in (a, b) else 0
+                pieces += cut(at, at + size, lanes) if lanes else []
+        own = result[int(take_at[self.rank]) : int(take_at[self.rank + 1])]
+        own[:] = source[int(give_at[self.rank]) : int(give_at[self.rank + 1])]
+        steps = schedules.all_to_all(self.rank, self.world, lambda a, b: numbers[a, b])
+        return self.over(steps, result, result, pieces)
+
+    def send(self) -> Execution:
+        source: Array = self.ticket.tensor
+        pieces = cut(0, source.size, _lanes(source.nbytes))
+        steps = schedules.send(self.ticket.root, len(pieces))
+        return self.over(steps, source, np.empty(0, source.dtype), [*pieces, slice(0, 0)])
+
+    def receive(self) -> Execution:
+        size = self.ticket.tensor.size
+        pieces = cut(0, size, _lanes(self.ticket.tensor.nbytes))
+        steps = schedules.receive(self.ticket.root, len(pieces))
+        result = self.memory.empty(size, self.ticket.tensor.dtype)
+        return self.over(steps, result, result, [*pieces, slice(0, 0)])
+
+    def sync(self) -> Execution:
+        """The dirty tensors as one run of bytes, checked against the elected digests before anybody votes for them."""
+        plan = msgspec.msgpack.decode(self.start.plan, type=Plan)
+        state: StateTensors = self.ticket.tensor
+        chain = [(plan.root + i) % self.world for i in range(plan.hops + 1)]
+        if self.rank not in chain:
+            nothing = np.empty(0, np.uint8)
+            return Execution([], nothing, nothing, [], world=self.world)
+        place = chain.index(self.rank)
+        nbytes = state.nbytes(plan.dirty)
+        buffer = self.memory.empty(nbytes, np.uint8) if place else state.pack(plan.dirty)
+        pieces = cut(0, nbytes, _lanes(nbytes))
+
+        def check(received: Array) -> str:
+            return state.check(plan.dirty, plan.digests, received) if place else ""
+
+        steps = schedules.broadcast(place, chain, range(len(pieces)))
+        return Execution(steps, buffer, buffer, pieces, world=self.world, check=check, memory=self.memory)
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def room(self, size: int) -> Array:
+        """For the result: where the program wants it, if it may be written as it comes."""
+        out: Array | None = self.ticket.out
+        if out is not None:
+            return out
+        return self.memory.empty(size, self.ticket.tensor.dtype)
+
+    def reducing(self, make: Any, result: Array) -> Execution:
+        source: Array = self.ticket.tensor
+        lanes = _lanes(-(-source.nbytes // self.world))
+        return self.over(make(self.rank, self.world, lanes), source, result, self.pieces(source.size, lanes))
+
+    def gathering(self, make: Any, result: Array) -> Execution:
+        source: Array = self.ticket.tensor
+        result[self.rank * source.size : (self.rank + 1) * source.size] = source
+        lanes = _lanes(source.nbytes)
+        pieces = [p for r in range(self.world) for p in cut(r * source.size, (r + 1) * source.size, lanes)]
+        return self.over(make(self.rank, self.world, lanes), result, result, pieces, op="")
+
+    def pieces(self, size: int, lanes: int) -> list[slice]:
+        return [p for chunk in cut(0, size, self.world) for p in cut(chunk.start, chunk.stop, lanes)]
+
+    def over(
+        self, steps: Schedule, source: Array, result: Array, pieces: list[slice], op: str | None = None
+    ) -> Execution:
+        op = self.ticket.op if op is None else op
+        return Execution(
+            steps, source, result, pieces, world=self.world, op=op or "sum", codec=self.codec, memory=self.memory
+        )

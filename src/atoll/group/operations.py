@@ -1,0 +1,315 @@
+"""Program: the collectives of a group, of all its members or of a subgroup: what they take, refuse and give back.
+
+All a collective does to the program happens inside `wait`. Until then the tensor is neither written nor may be; so one
+that failed leaves its input as it was. `out`, where it is another tensor, may be written as the result comes, and is
+undefined after an error.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from atoll import codec as codecs
+from atoll.errors import Busy, InvalidTensor, ProtocolError
+from atoll.group.api import MOST_OPERATIONS, MOST_TAGS, Algorithm, Kind, Outcome, Ticket
+from atoll.group.ballots import SYNC
+from atoll.group.collectives.choice import choose
+from atoll.group.collectives.execution import REDUCE
+from atoll.group.collectives.rounds import counts_of_votes, encoded_counts, value_of_votes
+from atoll.group.election import Plan
+from atoll.group.messages import LARGEST_PAYLOAD
+from atoll.group.state import SharedState, StateTensors
+from atoll.group.tensors import FLOATING, REDUCIBLE, Array, check_writable, describe, like, read, room_in, write
+from atoll.group.work import Membership, Result, Work
+
+Put = Callable[[Array], Any]
+_VOTED: Final = ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
+
+
+class Collectives:
+    """What a `Group` can do. Each also as `..._async`, which returns a `Work`."""
+
+    def __init__(self, membership: Membership, scope: int = 0, members: tuple[int, ...] = (), name: str = "") -> None:
+        self._membership = membership
+        self._scope, self._members, self._name = scope, members, name
+        self._state: SharedState | None = None
+
+    @property
+    def _ring(self) -> tuple[int, ...]:
+        """Ids in rank order."""
+        ring = self._membership.view.ring
+        return tuple(i for i in self._members if i in ring) if self._scope else ring
+
+    @property
+    def world(self) -> int:
+        """Number of peers."""
+        return len(self._ring)
+
+    @property
+    def rank(self) -> int:
+        """Our place among them, 0 to world - 1."""
+        return self._ring.index(self._membership.port.id)
+
+    # -- everybody's data, combined --------------------------------------------------------------------------------
+
+    def all_reduce(
+        self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None,
+        timeout_s: float | None = None,
+    ) -> Result:  # fmt: skip
+        """Combine everybody's `tensor` by sum, avg, prod, max or min; all get the same bits, in place or in `out`."""
+        return self.all_reduce_async(tensor, op, tag=tag, codec=codec, out=out).wait(timeout_s)
+
+    def all_reduce_async(
+        self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None
+    ) -> Work:
+        """As `all_reduce`; the tensor must not be written until the work has been awaited."""
+        target = tensor if out is None else out
+        return self._launch("all_reduce", tensor, tag, op, codec, target, _into(target))
+
+    def reduce_scatter(
+        self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None,
+        timeout_s: float | None = None,
+    ) -> Result:  # fmt: skip
+        """As `all_reduce`, but rank r gets chunk r only: `numpy.array_split(tensor.ravel(), world)[r]`, as `.value`."""
+        return self.reduce_scatter_async(tensor, op, tag=tag, codec=codec, out=out).wait(timeout_s)
+
+    def reduce_scatter_async(
+        self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None
+    ) -> Work:
+        """As `reduce_scatter`."""
+        put = _into_or_new(tensor, out, lambda values: values.shape)
+        return self._launch("reduce_scatter", tensor, tag, op, codec, out, put)
+
+    # -- everybody's data, side by side ----------------------------------------------------------------------------
+
+    def all_gather(
+        self, tensor: Any, *, tag: int = 0, codec: str | None = None, out: Any = None, timeout_s: float | None = None
+    ) -> Result:
+        """Everybody's `tensor` (equal shapes), stacked by rank: shape (world, *shape), as `.value`."""
+        return self.all_gather_async(tensor, tag=tag, codec=codec, out=out).wait(timeout_s)
+
+    def all_gather_async(self, tensor: Any, *, tag: int = 0, codec: str | None = None, out: Any = None) -> Work:
+        """As `all_gather`."""
+        put = _into_or_new(tensor, out, lambda values: (self.world, *tensor.shape))
+        return self._launch("all_gather", tensor, tag, "", codec, out, put)
+
+    def broadcast(
+        self, tensor: Any, root: int = 0, *, tag: int = 0, codec: str | None = None, timeout_s: float | None = None
+    ) -> Result:
+        """Everybody's `tensor` becomes that of rank `root`."""
+        return self.broadcast_async(tensor, root, tag=tag, codec=codec).wait(timeout_s)
+
+    def broadcast_async(self, tensor: Any, root: int = 0, *, tag: int = 0, codec: str | None = None) -> Work:
+        """As `broadcast`."""
+        self._check_rank(root, "root")
+        return self._launch("broadcast", tensor, tag, "", codec, tensor, _into(tensor), root)
+
+    def all_to_all(
+        self, tensors: Sequence[Any], *, tag: int = 0, codec: str | None = None, timeout_s: float | None = None
+    ) -> Result:
+        """Rank r gets everybody's `tensors[r]`: `.value` is the list of what came, by rank.
+
+        They may have any number of rows (length of the first dimension), but agree in type and the other dimensions.
+        """
+        return self.all_to_all_async(tensors, tag=tag, codec=codec).wait(timeout_s)
+
+    def all_to_all_async(self, tensors: Sequence[Any], *, tag: int = 0, codec: str | None = None) -> Work:
+        """As `all_to_all`."""
+        name = f"all_to_all with tag {tag}:"
+        if len(tensors) != self.world:
+            raise ValueError(f"{name} one tensor for each of {self.world} ranks, not {len(tensors)}")
+        flats = [self._readable(t, name, codec) for t in tensors]
+        kinds = {(str(flat.dtype), tuple(t.shape[1:])) for flat, t in zip(flats, tensors, strict=True)}
+        if len(kinds) > 1 or any(len(t.shape) < 1 for t in tensors):
+            raise InvalidTensor(f"{name} tensors differ in type or row: {', '.join(describe(t) for t in tensors)}")
+        ((dtype, row),) = kinds
+        what = f"all_to_all {dtype} rows of {list(row)} codec {codec or 'none'}"
+        counts = encoded_counts([flat.size for flat in flats])
+        ticket = self._ticket("all_to_all", tag, what, counts, tensor=np.concatenate(flats), codec=codec)
+
+        def deliver(outcome: Outcome) -> Any:
+            if outcome.value is None:
+                return [like(tensors[0], flats[0].copy(), tuple(tensors[0].shape))]
+            sizes = counts_of_votes(outcome.payloads, ticket_rank)
+            parts = np.split(outcome.value, np.cumsum(sizes)[:-1])
+            return [like(t, part.copy(), (-1, *row)) for t, part in zip(tensors, parts, strict=True)]
+
+        ticket_rank = self.rank
+        return self._submit(ticket, deliver)
+
+    def gather_bytes(self, payload: bytes, *, tag: int = 0, timeout_s: float | None = None) -> list[bytes]:
+        """Everybody's payload (at most 4 KiB) by rank; one round trip to the master, no data phase."""
+        value = self.gather_bytes_async(payload, tag=tag).wait(timeout_s).value
+        return list(value)
+
+    def gather_bytes_async(self, payload: bytes, *, tag: int = 0) -> Work:
+        """As `gather_bytes`; the list is the result's `value`."""
+        if len(payload) > LARGEST_PAYLOAD:
+            raise ValueError(f"gather_bytes takes at most {LARGEST_PAYLOAD} bytes, not {len(payload)}: use all_gather")
+        ticket = self._ticket("gather_bytes", tag, "gather_bytes", bytes(payload))
+        return self._submit(ticket, lambda outcome: list(outcome.payloads))
+
+    def barrier(self, *, tag: int = 0, timeout_s: float | None = None) -> None:
+        """Return when all members have called it."""
+        self._submit(self._ticket("gather_bytes", tag, "barrier"), lambda outcome: None).wait(timeout_s)
+
+    # -- between two ------------------------------------------------------------------------------------------------
+
+    def send(
+        self, tensor: Any, to: int, *, tag: int = 0, codec: str | None = None, timeout_s: float | None = None
+    ) -> Result:
+        """Give `tensor` to rank `to`; returns when it has all. No vote: over with the data, or with the epoch."""
+        return self.send_async(tensor, to, tag=tag, codec=codec).wait(timeout_s)
+
+    def send_async(self, tensor: Any, to: int, *, tag: int = 0, codec: str | None = None) -> Work:
+        """As `send`."""
+        self._check_other(to, "to")
+        return self._launch("send", tensor, tag, "", codec, None, lambda values: None, to)
+
+    def recv(
+        self, tensor: Any, source: int, *, tag: int = 0, codec: str | None = None, timeout_s: float | None = None
+    ) -> Result:
+        """Fill `tensor` with what rank `source` sends with this tag; type, size and codec must be those it has there.
+
+        Mismatch: another size came. The sender has then no error.
+        """
+        return self.recv_async(tensor, source, tag=tag, codec=codec).wait(timeout_s)
+
+    def recv_async(self, tensor: Any, source: int, *, tag: int = 0, codec: str | None = None) -> Work:
+        """As `recv`."""
+        self._check_other(source, "source")
+        return self._launch("recv", tensor, tag, "", codec, tensor, _into(tensor), source)
+
+    # -- shared state -----------------------------------------------------------------------------------------------
+
+    def sync(self, state: SharedState, *, timeout_s: float | None = None) -> Result:
+        """Make `state` the same bits on all members: the elected holder's, with its revision.
+
+        Only tensors that differ travel; they are staged, checked by digest and committed whole. In steady state nothing
+        moves. A peer whose tensors don't fit, or whose revision is ahead of the group's, is expelled.
+        """
+        self._idle("sync")
+        self._state = state
+        tensors = StateTensors(state.tensors, state.free)
+        payload = msgspec.msgpack.encode(state.note(tensors))
+        ticket = self._ticket("sync", 0, f"{SYNC} {self._name}".strip(), payload, tensor=tensors)
+
+        def deliver(outcome: Outcome) -> None:
+            state.adopt(msgspec.msgpack.decode(outcome.payloads[0], type=Plan), tensors, outcome.value)
+
+        return self._submit(ticket, deliver).wait(timeout_s)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _launch(
+        self, kind: Kind, tensor: Any, tag: int, op: str, codec: str | None, out: Any, put: Put, root: int = 0
+    ) -> Work:
+        name = f"{kind} with tag {tag}:"
+        flat = self._readable(tensor, name, codec if kind != "recv" else None)
+        dtype = str(flat.dtype)
+        if op and op not in REDUCE:
+            raise ValueError(f"op must be one of {', '.join(REDUCE)}, not {op!r}")
+        if out is not None:
+            check_writable(out, dtype, self._size_of_result(kind, flat.size), name)
+        parts = [kind, op, dtype, str(flat.size), f"codec {codec or 'none'}"]
+        what = " ".join(part for part in parts if part) + (f" root {root}" if kind == "broadcast" else "")
+        world, rank = self.world, self.rank
+        algorithm: Algorithm = "direct"
+        if kind in _VOTED:
+            encoder = codecs.get(codec)
+            pace = self._membership.view.pace
+            algorithm = choose(kind, flat.nbytes, world, pace, hops=encoder is None or encoder.hops)
+        if algorithm == "votes":
+            ticket = self._ticket(kind, tag, what, flat.tobytes(), op=op, root=root)
+        else:
+            ticket = self._ticket(
+                kind, tag, what, tensor=flat, out=room_in(out, flat), op=op, codec=codec, algorithm=algorithm, root=root
+            )
+
+        def deliver(outcome: Outcome) -> Any:
+            if world == 1:
+                return put(flat.copy())  # alone, no data moves: the result is what we gave
+            if ticket.tensor is None:
+                return put(value_of_votes(ticket, outcome.payloads, flat.dtype, rank))
+            if outcome.value is None and kind != "send":
+                raise ProtocolError(f"{name} decided without data")
+            return out if outcome.value is ticket.out and ticket.out is not None else put(outcome.value)
+
+        return self._submit(ticket, deliver)
+
+    def _readable(self, tensor: Any, name: str, codec: str | None) -> Array:
+        flat = read(tensor, name)
+        if str(flat.dtype) not in REDUCIBLE:
+            raise InvalidTensor(f"{describe(tensor, name)}: this type can't take part")
+        if codecs.get(codec) is not None:
+            if str(flat.dtype) not in FLOATING:
+                raise InvalidTensor(f"{describe(tensor, name)}: codec {codec} takes floating point only")
+            if not np.isfinite(flat).all():
+                raise InvalidTensor(
+                    f"{describe(tensor, name)} holds NaN or infinity; codec {codec} needs finite numbers"
+                )
+        return flat
+
+    def _size_of_result(self, kind: Kind, size: int) -> int:
+        if kind == "all_gather":
+            return size * self.world
+        if kind == "reduce_scatter":
+            return size // self.world + (self.rank < size % self.world)
+        return size
+
+    def _check_rank(self, rank: int, name: str) -> None:
+        if not 0 <= rank < self.world:
+            raise ValueError(f"{name} must be a rank from 0 to {self.world - 1}, not {rank}")
+
+    def _check_other(self, rank: int, name: str) -> None:
+        self._check_rank(rank, name)
+        if rank == self.rank:
+            raise ValueError(f"{name}={rank} is this peer itself")
+
+    def _idle(self, what: str) -> None:
+        if unawaited := self._membership.unawaited:
+            tags = ", ".join(str(tag) for _, _, tag in sorted(unawaited))
+            raise Busy(f"{what}: await the work with tag {tags} first")
+
+    def _ticket(self, kind: Kind, tag: int, what: str, payload: bytes = b"", **more: Any) -> Ticket:
+        if not 0 <= tag < MOST_TAGS:
+            raise ValueError(f"a tag is a number from 0 to {MOST_TAGS - 1}, not {tag}")
+        members = self._ring if self._scope else ()
+        revision = self._state.revision if self._state else 0
+        return Ticket(
+            kind, self._membership.view.epoch, tag, what, payload, scope=self._scope, members=members,
+            revision=revision, **more,
+        )  # fmt: skip
+
+    def _submit(self, ticket: Ticket, deliver: Callable[[Outcome], Any]) -> Work:
+        membership = self._membership
+        key = (self._scope, f"{ticket.kind} {ticket.root}" if ticket.between_two else "", ticket.tag)
+        if key in membership.unawaited:
+            raise Busy(f"tag {ticket.tag} is in use: await its work first")
+        if membership.opening is not None:
+            raise Busy("an update_topology that timed out is still voted for: call it again first")
+        if sum(other[0] == self._scope for other in membership.unawaited) >= MOST_OPERATIONS:
+            raise Busy(f"{MOST_OPERATIONS} operations are under way: await one first")
+        work = Work(ticket, key, membership, self.world, deliver, membership.port.now())
+        membership.unawaited[key] = work
+        membership.port.submit(ticket)
+        return work
+
+
+def _into(target: Any) -> Put:
+    """Deliver into a tensor the caller has."""
+
+    def put(values: Array) -> Any:
+        write(target, values)
+        return target
+
+    return put
+
+
+def _into_or_new(tensor: Any, out: Any, shape: Callable[[Array], tuple[int, ...]]) -> Put:
+    """Deliver into `out`, or into a new tensor like `tensor`."""
+    if out is not None:
+        return _into(out)
+    return lambda values: like(tensor, values, shape(values))

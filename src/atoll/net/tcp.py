@@ -1,0 +1,38 @@
+"""Driver: what a TCP connection can be asked and told, where the system can."""
+
+import ipaddress
+import socket
+import struct
+from typing import Final
+
+_RTT_AT: Final = 68  # tcpi_rtt in Linux's struct tcp_info: microseconds, smoothed
+_NEAR_BUFFER: Final = 512 << 10
+"""Bytes; on one machine more only drives what is on its way out of the processor's cache."""
+
+
+def round_trip_s(sock: socket.socket, otherwise: float) -> float:
+    """As the kernel measured it; `otherwise` where it doesn't say."""
+    info = getattr(socket, "TCP_INFO", None)
+    if info is None:
+        return otherwise
+    try:
+        data = sock.getsockopt(socket.IPPROTO_TCP, info, _RTT_AT + 4)
+    except OSError:
+        return otherwise
+    if len(data) < _RTT_AT + 4:
+        return otherwise
+    return int(struct.unpack_from("<I", data, _RTT_AT)[0]) * 1e-6
+
+
+def tune(sock: socket.socket) -> None:
+    """No waiting for company; and small buffers on one machine. Elsewhere the system finds the right ones itself."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        here, there = sock.getsockname()[0], sock.getpeername()[0]
+    except OSError:
+        return
+    if here == there or ipaddress.ip_address(str(there).split("%")[0]).is_loopback:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _NEAR_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NEAR_BUFFER)
