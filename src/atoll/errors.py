@@ -65,6 +65,10 @@ class ProtocolError(AtollError):
     """The other end of a connection said something atoll never says."""
 
 
+class LabUnavailable(AtollError):
+    """This computer can't play several hosts in the way asked for, or the lab's own process has failed."""
+
+
 class Deadlock(AtollError):
     """Virtual time has nothing left to do while somebody still waits; the message says who and for what."""
 

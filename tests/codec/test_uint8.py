@@ -5,14 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
-from ml_dtypes import bfloat16, finfo
+from ml_dtypes import bfloat16
 
 from atoll.codec.uint8 import Uint8MinMax
+from tests.codec.floats import TYPES, chunks, ulp
 
-TYPES = [np.float16, bfloat16, np.float32, np.float64]
 CODEC = Uint8MinMax()
-LARGEST = {dtype: float(finfo(dtype).max) for dtype in TYPES} | {np.float64: 8e307}  # a range must fit a float64
 
 
 def encoded(x: np.ndarray) -> np.ndarray:
@@ -25,25 +23,6 @@ def decoded(buffer: np.ndarray, dtype: type) -> np.ndarray:
     out = np.empty(len(buffer) - 16, dtype)
     CODEC.decode(buffer, out)
     return out
-
-
-def ulp(value: float, dtype: type) -> Fraction:
-    """Distance between neighbours of `dtype` at `value`."""
-    info = finfo(dtype)
-    exponent = np.frexp(abs(value))[1] - 1 if value else info.minexp
-    return Fraction(2) ** (int(max(exponent, info.minexp)) - info.nmant)
-
-
-@st.composite
-def chunks(draw: st.DrawFn) -> np.ndarray:
-    """Values over the whole range of a type, or a few neighbours of one number."""
-    dtype: Any = draw(st.sampled_from(TYPES))
-    number = st.floats(-LARGEST[dtype], LARGEST[dtype])
-    if draw(st.booleans()):
-        return np.array(draw(st.lists(number, max_size=50))).astype(dtype)
-    centre = draw(st.floats(-1000, 1000))
-    steps = draw(st.lists(st.integers(-400, 400), min_size=1, max_size=50))
-    return np.array([centre + step * float(ulp(centre, dtype)) for step in steps]).astype(dtype)
 
 
 @given(chunks())

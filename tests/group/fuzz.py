@@ -1,8 +1,8 @@
 """Policies only: master and peers under random interleavings of their streams; no clock, thread or tensor.
 
-Scripted programs join, compute (sometimes through several epochs), reduce, sync and let newcomers in, while processes
-crash, freeze, leave and arrive and links break. Streams are first in, first out; which one moves next is up to the
-seed.
+Scripted programs join, compute (sometimes through several epochs), reduce, sync and let newcomers in, also in two
+subgroups at once, while processes crash, freeze, leave and arrive and links break. Streams are first in, first out;
+which one moves next is up to the seed.
 
     python -m tests.group.fuzz 17            # replay one seed
     python -m tests.group.fuzz 0 100000      # a range
@@ -19,10 +19,26 @@ import msgspec
 import numpy as np
 
 from atoll.errors import Expelled, MasterLost, Mismatch
-from atoll.group.api import Close, DataDone, Finish, LinkDown, LinkUp, MasterGone, Relink, Say, Start, Tell, Ticket
+from atoll.group.api import (
+    MOST_VOTES,
+    Close,
+    DataDone,
+    Finish,
+    LinkDown,
+    LinkUp,
+    MasterGone,
+    Measure,
+    Measured,
+    Relink,
+    RunKey,
+    Say,
+    Start,
+    Tell,
+    Ticket,
+)
 from atoll.group.ballots import SYNC
 from atoll.group.election import Plan, StateNote, TensorNote
-from atoll.group.master import MOST_OPERATIONS, Master
+from atoll.group.master import Master
 from atoll.group.messages import Beat, Seat, View
 from atoll.group.peer import Peer
 from atoll.group.roster import Gone, Tick
@@ -33,12 +49,23 @@ SMALL = np.zeros(1)
 Script = Generator[tuple[str, Any], Any, None]
 
 
+def told(ticket: Ticket) -> tuple[int, tuple[int, tuple[int, ...]], tuple[Any, ...]]:
+    """Of which epoch, whose (scope and members; (0, ()): of all) and what those must have been told alike."""
+    outcome = ticket.outcome
+    assert outcome is not None
+    return (
+        ticket.epoch,
+        (ticket.scope, ticket.members),
+        (ticket.kind, ticket.tag, str(outcome.error), outcome.payloads),
+    )
+
+
 class Box:
     """One process: a peer policy, its scripted program, its streams."""
 
     def __init__(self, world: "World", number: int, steps: int) -> None:
         self.world, self.id = world, number
-        self.peer = Peer(Seat(0, "127.0.0.1", number))
+        self.peer = Peer(Seat(0, "127.0.0.1", number, world.machine))
         self.dead = self.frozen = False
         self.awaits: Ticket | None = None
         self.epoch, self.flag, self.seen, self.step = 0, False, -1, 0
@@ -48,7 +75,11 @@ class Box:
         self.crash: BaseException | None = None
         self.links: set[tuple[int, int]] = set()
         self.trace: list[tuple[Any, ...]] = []
-        self.arrived: Counter[tuple[int, int]] = Counter()
+        self.arrived: Counter[tuple[int, RunKey]] = Counter()
+        self.started: set[tuple[int, RunKey]] = set()
+        self.axes: list[tuple[int, tuple[int, ...]]] = []
+        """Two subgroups, number and members, as they were made in the epoch `made`."""
+        self.made = self.scopes = 0
         self.script = self.program(steps)
         self.go()
 
@@ -57,11 +88,13 @@ class Box:
     def adopt(self, ticket: Ticket) -> bool:
         outcome = ticket.outcome
         assert outcome is not None
-        before, self.flag = self.epoch, bool(outcome.pending)
+        before = self.epoch
+        if outcome.pending is not None:
+            self.flag = outcome.pending
         if outcome.view and outcome.view.epoch > self.epoch:
             self.epoch, self.ring, self.flag = outcome.view.epoch, outcome.view.ring, outcome.view.pending
         self.trace.append(
-            (before, ticket.kind, ticket.tag, str(outcome.error), self.epoch, self.flag, outcome.payloads)
+            (before, ticket.kind, ticket.tag, str(outcome.error), self.epoch, self.flag, outcome.payloads, told(ticket))
         )
         if isinstance(outcome.error, Expelled | MasterLost) or (
             isinstance(outcome.error, Mismatch) and not self.provoking
@@ -84,9 +117,63 @@ class Box:
         tensor = SMALL if self.world.eager else None
         return Ticket("all_reduce", self.epoch, tag, "all_reduce", tensor=tensor, algorithm="eager")
 
-    def note(self) -> bytes:
-        tensors = (TensorNote("w", "float32", (1,), self.step.to_bytes(4, "little")),)
+    def note(self, content: int) -> bytes:
+        tensors = (TensorNote("w", "float32", (1,), content.to_bytes(4, "little")),)
         return msgspec.msgpack.encode(StateNote(self.step, "popular", tensors))
+
+    # -- in subgroups ----------------------------------------------------------------------------------------------
+
+    def divide(self, choice: random.Random) -> Script:
+        """Make two subgroups anew, or go on with those left of the old ones where all members have them."""
+        said = yield from self.call("gather_bytes", payload=self.made.to_bytes(8, "little"))
+        if not said or (len(set(said.outcome.payloads)) == 1 and self.made and choice.random() < 0.6):
+            return
+        rank, axes = self.ring.index(self.id), []
+        for key in (rank % 2, rank // 2 % 2):
+            votes = yield from self.call("gather_bytes", 0, "subgroup", msgspec.msgpack.encode((key, self.scopes)))
+            if not votes:
+                return
+            places = [msgspec.msgpack.decode(vote, type=tuple[int, int]) for vote in votes.outcome.payloads]
+            ours = [r for r, place in enumerate(places) if place[0] == key]
+            self.scopes = 1 + max(places[r][1] for r in ours)
+            axes.append((self.scopes, tuple(self.ring[r] for r in ours)))
+        self.axes, self.made = axes, self.epoch
+
+    def inside(self, axis: int, kind: Any, tag: int, **more: Any) -> Ticket:
+        """An operation of a subgroup."""
+        scope, members = self.axes[axis]
+        left = tuple(i for i in members if i in self.ring)
+        return Ticket(kind, self.epoch, tag, more.pop("what", kind), scope=scope, members=left, **more)
+
+    def grid(self, choice: random.Random) -> Script:
+        """Operations in both subgroups at once, with the same tags; agreed on by all at the end: a loss may have come
+        between those of one subgroup and those of another."""
+        tickets = []
+        for axis in (0, 1):
+            for tag in (0, 1, 2):
+                kind, moves = choice.choice(["all_reduce", "gather_bytes", "sync"]), choice.random() < 0.7
+                if kind == "sync":  # contents differ, so that data moves
+                    tickets.append(self.inside(axis, kind, tag, what=f"{SYNC} {axis}", payload=self.note(self.id)))
+                else:
+                    tensor = SMALL if moves and kind == "all_reduce" else None
+                    way, said = choice.choice(["eager", "ring"]), self.id.to_bytes(8, "little")
+                    tickets.append(self.inside(axis, kind, tag, payload=said, tensor=tensor, algorithm=way))
+            there = tickets[-1].members
+            if choice.random() < 0.5 and len(there) > 1:
+                at = there.index(self.id)
+                for kind, other in (("send", at + 1), ("recv", at - 1)):
+                    tickets.append(self.inside(axis, kind, 0, tensor=SMALL, root=other % len(there)))
+        for ticket in self.world.random.sample(tickets, len(tickets)):
+            for _ in range(self.world.random.choice([0, 0, 0, 0, 0, 3, 30])):
+                yield NAP, None
+            yield LAUNCH, ticket
+        ok = True
+        for ticket in tickets:
+            yield WAIT, ticket
+            ok = self.adopt(ticket) and ok
+        if ok and self.flag:
+            return (yield from self.call("topology"))  # the members of another subgroup may still be at work
+        return ok and (yield from self.call("gather_bytes"))
 
     def program(self, steps: int) -> Script:
         yield from self.call("join")
@@ -98,18 +185,24 @@ class Box:
                 yield WAIT, ticket
                 self.adopt(ticket)
                 continue
-            if self.flag:
+            postponed = self.world.peaceful and self.epoch == self.seen and choice.random() < 0.5
+            if self.flag and not postponed:
                 yield from self.call("topology")
             if self.epoch != self.seen:
-                synced = yield from self.call("sync", 0, SYNC, self.note())
+                synced = yield from self.call("sync", 0, SYNC, self.note(self.step))
                 if synced:
                     self.seen = self.epoch
                     self.step = msgspec.msgpack.decode(synced.outcome.payloads[0], type=Plan).revision
+                    if self.world.divided:
+                        yield from self.divide(random.Random(self.world.seed * 1000 + self.step))
                 continue
             ok: Any = True
             what = choice.random()
             if self.world.unruly and choice.random() < 0.1:
-                ok = yield from self.misbehave(choice, late is None)
+                odd = self.misbehave_inside if self.world.divided and choice.random() < 0.5 else self.misbehave
+                ok = yield from odd(choice, late is None)
+            elif self.world.divided and (self.flag or choice.random() < 0.4):
+                ok = yield from self.grid(choice)
             elif what < 0.5:
                 ok = yield from self.call(choice.choice(["all_reduce", "gather_bytes"]))
             elif what < 0.8 or late:
@@ -123,6 +216,8 @@ class Box:
                     ok = self.adopt(ticket) and ok
             else:
                 late = Ticket("all_reduce", self.epoch, 9, "all_reduce")
+                if self.world.divided and choice.random() < 0.7:
+                    late = self.inside(choice.choice([0, 1]), "all_reduce", 9, tensor=SMALL, algorithm="eager")
                 yield LAUNCH, late
             if ok:
                 self.step += 1
@@ -140,6 +235,28 @@ class Box:
         error = self.trace[-1][3]
         if len(self.ring) > 1 and self.epoch == epoch:
             assert "different things" in error or "disagree" in error, error
+        return True
+
+    def misbehave_inside(self, choice: random.Random, idle: bool) -> Script:
+        """One rank calls something else than the others of its subgroup: only they get a Mismatch. If it waits for
+        newcomers, all do, once they come to what concerns all."""
+        axis, odd = choice.choice([0, 1]), self.ring[choice.randrange(len(self.ring))]
+        other = choice.choice(["topology", "gather_bytes"] if idle else ["gather_bytes"])
+        ticket = self.inside(axis, "all_reduce", 0, tensor=SMALL, algorithm=choice.choice(["eager", "ring"]))
+        epoch, self.provoking = self.epoch, True
+        if self.id == odd:
+            ticket = self.inside(axis, other, 0) if other == "gather_bytes" else Ticket("topology", self.epoch)
+        yield LAUNCH, ticket
+        yield WAIT, ticket
+        ok = self.adopt(ticket)
+        concerned = odd in self.axes[axis][1]
+        alone = not ticket.members or ticket.members == (self.id,)
+        if self.epoch == epoch and not (alone and (other == "gather_bytes" or len(self.ring) == 1)):
+            wrong = concerned and odd in self.ring
+            assert ok != wrong, (self.trace[-1], odd, self.axes[axis])
+        if self.epoch == epoch and (ok or other == "gather_bytes"):
+            yield from self.call("gather_bytes")
+        self.provoking = False
         return True
 
     def go(self) -> None:
@@ -183,13 +300,23 @@ class Box:
                     if successor is not None:
                         other = self.world.boxes[successor.id]
                         self.world.post((self.id, other.id, epoch), other, other.dialled, epoch, self)
-                case Start((seq, _), _, ring):
-                    for i in ring:
-                        if (self.live, self.id, i) in self.world.broken:
-                            continue
-                        other = self.world.boxes[i]
-                        self.world.post((self.id, i, self.live), other, other.data, self.live, seq, len(ring))
-        assert len(self.peer.running) <= MOST_OPERATIONS
+                case Measure(to):
+                    rate = self.world.random.choice([0.0, 1e6, 1e7, 1e8])
+                    self.world.post((self.id, to, self.live), self, self.feed, Measured(self.live, to, rate, 1e-3))
+                case Start(run, ticket, ring):
+                    self.start(run, ring, (run[1], self.id) if ticket.between_two else ring)
+        assert len(self.peer.running) <= MOST_VOTES
+
+    def start(self, run: RunKey, ring: tuple[int, ...], concerned: tuple[int, ...]) -> None:
+        assert (self.live, run) not in self.started, "two data phases of an epoch have one number"
+        assert self.id in ring
+        assert len(ring) > 1
+        self.started.add((self.live, run))
+        for i in concerned:
+            if (self.live, self.id, i) not in self.world.broken:
+                other = self.world.boxes[i]
+                there = run if not run[1] or i == self.id else (run[0], self.id)
+                self.world.post((self.id, i, self.live), other, other.data, self.live, there, len(concerned))
 
     def wake(self, ticket: Ticket) -> None:
         if self.awaits is ticket and not self.dead:
@@ -200,10 +327,11 @@ class Box:
         event = LinkDown(epoch, self.id, "refused") if self.dead else LinkUp(epoch, self.id)
         self.world.post((self.id, by.id, epoch), by, by.feed, event)
 
-    def data(self, epoch: int, seq: int, world: int) -> None:
-        self.arrived[epoch, seq] += 1
-        if self.arrived[epoch, seq] == world and epoch == self.live:
-            self.feed(DataDone((seq, 0)))
+    def data(self, epoch: int, run: RunKey, world: int) -> None:
+        self.arrived[epoch, run] += 1
+        assert self.arrived[epoch, run] <= world, "data of another operation"
+        if self.arrived[epoch, run] == world and epoch == self.live:
+            self.feed(DataDone(run))
 
     def break_link(self) -> None:
         """A link of the present epoch breaks under two living peers."""
@@ -233,6 +361,11 @@ class World:
         self.unruly = self.random.random() < 0.2
         self.calm = self.unruly and self.random.random() < 0.5
         """No faults: after each mismatch all members are still in step."""
+        self.divided = self.random.random() < 0.5
+        self.peaceful = self.divided and not self.unruly and self.random.random() < 0.35
+        """Nobody is lost before the end: there may be operations in subgroups right before an update_topology."""
+        self.machine = self.random.choice(["", "one"])
+        """Unknown: the master has links measured."""
         self.master = Master(lambda: b"")
         self.boxes: dict[int, Box] = {}
         self.streams: dict[Any, deque[tuple[Box | None, Callable[..., object], tuple[Any, ...]]]] = {}
@@ -315,7 +448,7 @@ class World:
 
     def run(self) -> None:
         steps = self.random.randint(3, 15)
-        for _ in range(max(self.min_world, self.random.randint(1, 4))):
+        for _ in range(max(self.min_world, self.random.randint(1, 6 if self.divided else 4))):
             self.join(steps)
         kinds = ["join", "join", "died", "died", "left", "freeze", "freeze", "break link", "drop stopped"]
         plan = sorted(
@@ -323,6 +456,8 @@ class World:
         )
         if self.calm:
             plan.clear()
+        if self.peaceful:
+            plan = [(at, "join") for at, _ in plan]
         plan += [(10**9, "drop stopped"), (10**9, "thaw")]
         while True:
             if plan and self.events >= plan[0][0]:
@@ -340,27 +475,38 @@ class World:
         if not (self.min_world > 1 and len(stuck) < self.min_world):  # too few to form a ring, and rightly so
             assert not stuck, (
                 f"deadlock {stuck}; master: epoch {master.epoch}, ring {master.ring}, forming {master.forming}, "
-                f"topology {master.topology}, ballots {master.ballots}"
+                f"openers {master.openers}, ballots {master.ballots}"
             )
             assert not master.roster.members
         surprised = [b.crash for b in self.boxes.values() if isinstance(b.crash, Mismatch)]
         assert (self.unruly and not self.calm) or not surprised, surprised
         assert not master.ballots
-        assert not master.topology
-        by_epoch: dict[int, list[list[Any]]] = {}
+        assert not master.openers
+        self.check_outcomes()
+
+    def check_outcomes(self) -> None:
+        """Whoever took part saw the same, in the same order, as far as it lived."""
+        seen: dict[tuple[int, Any], list[list[Any]]] = {}
+        after: dict[int, set[int]] = {}
         for box in self.boxes.values():
-            for epoch in dict.fromkeys(t[0] for t in box.trace):
-                mine = [t for t in box.trace if t[0] == epoch and t[1] != "join" and "without this peer" not in t[3]]
-                by_epoch.setdefault(epoch, []).append(
-                    [t for t in mine if "the group was" not in t[3] and t[3] != "closed"]
-                )
-        for epoch, traces in by_epoch.items():
+            mine: dict[tuple[int, Any], list[Any]] = {}
+            for t in box.trace:
+                own = "without this peer" in t[3] or "the group was" in t[3] or t[3] == "closed"
+                if t[1] != "join" and not own:
+                    after.setdefault(t[0], set()).update({t[4]} - {t[0]})
+                    epoch, where, result = t[7]
+                    if t[1] in ("send", "recv"):
+                        continue  # decided by nobody: over when its data is here
+                    mine.setdefault((epoch, where), []).append(result if where[0] else t)
+            for where, trace in mine.items():
+                seen.setdefault(where, []).append(trace)
+        if self.unruly:
+            return  # an update_topology outlives epochs, while the others fail in each
+        for (epoch, where), traces in seen.items():
             longest = max(traces, key=len)
             for trace in traces:
-                # in unruly worlds an update_topology outlives epochs, while the others fail in each
-                assert self.unruly or trace == longest[: len(trace)], (
-                    f"epoch {epoch}: outcomes differ\n{trace}\n{longest}"
-                )
+                assert trace == longest[: len(trace)], f"epoch {epoch}, {where}: outcomes differ\n{trace}\n{longest}"
+        assert all(len(epochs) <= 1 for epochs in after.values()), f"epochs differ: {after}"
 
 
 def replay(seed: int) -> World:

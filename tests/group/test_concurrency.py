@@ -273,3 +273,20 @@ def test_a_run_of_the_same_seed_is_the_same_run() -> None:
 
     assert count(1) == count(1)
     assert count(1) != count(2)
+
+
+def test_many_wait_for_the_data_of_one_that_sleeps() -> None:
+    """Each receiver says under each tag that it is ready, long before the sender asks."""
+    world, tags = 20, range(16)
+
+    def main(group: Group) -> None:
+        if group.rank == 0:
+            here().sleep(0.5)
+            for other in range(1, world):
+                wait_all([group.send_async(np.full(3, float(tag * other)), other, tag=tag) for tag in tags])
+        else:
+            works = [group.recv_async(np.empty(3), 0, tag=tag) for tag in tags]
+            results = wait_all(works, timeout_s=30)
+            assert [r.value[0] for r in results] == [tag * group.rank for tag in tags]
+
+    together(world, main)

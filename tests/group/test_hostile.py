@@ -29,6 +29,8 @@ from atoll.group.messages import (
     LinkAck,
     Linked,
     LinkHello,
+    Probe,
+    Probed,
     Refuse,
     Seat,
     Status,
@@ -364,7 +366,7 @@ def test_one_of_another_wire_version_is_told_ours(training: Training) -> None:
 
 
 class Policy:
-    """The master without sockets; whoever is asked to link does so at once."""
+    """The master without sockets; whoever is asked to link or to measure does so at once."""
 
     def __init__(self) -> None:
         self.policy = MasterPolicy(lambda: b"secret")
@@ -380,6 +382,8 @@ class Policy:
                     self.heard.setdefault(other, []).append(message)
                     if isinstance(message, Establish):
                         self(other, Linked(message.epoch))
+                    elif isinstance(message, Probe):
+                        self(other, Probed(message.epoch, message.to, 1e9, 1e-3))
 
 
 @pytest.fixture

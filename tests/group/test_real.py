@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class PeerProcess:
-    """A `reproduce.peer` and what it has said so far."""
+    """A `reproduce.peer`, or another module that says one JSON object per line, and what it has said so far."""
 
-    def __init__(self, address: str, steps: int, *options: str) -> None:
-        argv = [sys.executable, "-m", "atoll.reproduce.peer", address, str(steps), *options]
+    def __init__(self, address: str, steps: int, *options: str, module: str = "atoll.reproduce.peer") -> None:
+        argv = [sys.executable, "-m", module, address, str(steps), *options]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env)
         self.said: list[dict[str, Any]] = []

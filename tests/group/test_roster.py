@@ -63,11 +63,11 @@ def test_short_stops_are_forgiven_and_do_not_add_up(here: Here) -> None:
         assert here.until(end, "running") == []
 
 
-def test_a_helper_silent_for_three_seconds_is_a_loss(here: Here) -> None:
+def test_a_helper_silent_for_two_and_a_half_seconds_is_a_loss(here: Here) -> None:
     here.until(5.0, "running")
-    assert here.until(7.5) == []
+    assert here.until(7.0) == []
     assert here.until(20.0) == ["anna (silent: neither it nor its helper answers)"]
-    assert here.now == 8.0
+    assert here.now == 7.5
 
 
 def test_the_first_beat_may_take_fifteen_seconds(here: Here) -> None:
@@ -76,11 +76,11 @@ def test_the_first_beat_may_take_fifteen_seconds(here: Here) -> None:
     assert here.now == 15.0
 
 
-def test_after_the_first_beat_three_seconds_count_at_once(here: Here) -> None:
+def test_after_the_first_beat_two_and_a_half_seconds_count_at_once(here: Here) -> None:
     here.until(10.0)
     here.beat()
     assert here.until(20.0) != []
-    assert here.now == 13.0
+    assert here.now == 12.5
 
 
 def test_a_process_that_ended_is_lost_at_once(here: Here) -> None:
@@ -97,7 +97,7 @@ def test_a_wrong_secret_is_ignored(here: Here, secret: bytes) -> None:
 
 def test_a_false_beat_is_no_sign_of_life(here: Here) -> None:
     here.until(5.0, "running")
-    for _ in range(5):
+    for _ in range(4):
         here.now += 0.5
         here.beat("running", b"wrong")
         assert here.tick() == []
@@ -117,7 +117,7 @@ def test_a_master_that_was_away_forgives_the_silence(here: Here) -> None:
     here.now += 0.5
     assert here.tick() == []
     assert here.until(100.0) != []
-    assert here.now == 68.0  # three seconds from its return
+    assert here.now == 67.5  # two and a half seconds from its return
 
 
 def test_a_master_that_was_away_forgives_a_stop(here: Here) -> None:

@@ -35,9 +35,12 @@ def apply(notes: list[StateNote], election: Election) -> list[tuple[int, tuple[b
     held = []
     for rank, n in enumerate(notes):
         digests = list(n.digests)
-        if (rank - plan.root) % len(notes) <= plan.hops:
+        parts = sum(rank in chain for chain in plan.chains)
+        gives = any(chain[0] == rank for chain in plan.chains)
+        assert gives or parts in (0, len(plan.chains)), "it would get some parts only"
+        if parts:
             for i, digest in zip(plan.dirty, plan.digests, strict=True):
-                assert notes[plan.root].digests[i] == digest, "the root doesn't hold what it shall send"
+                assert not gives or n.digests[i] == digest, "it doesn't hold what it shall send"
                 digests[i] = digest
         held.append((plan.revision, tuple(digests)))
     return held
@@ -54,13 +57,13 @@ def test_the_most_popular_content_wins_over_the_one_that_came_first() -> None:
     notes = [note(w="A"), note(w="B"), note(w="B")]
     plan = elect(notes, NOBODY).plan
     assert plan is not None
-    assert (plan.root, plan.dirty, plan.digests) == (2, (0,), (b"B",))
+    assert (plan.chains, plan.dirty, plan.digests) == (((1, 0), (2, 0)), (0,), (b"B",))
 
 
 def test_a_tie_goes_to_the_lowest_rank() -> None:
     plan = elect([note(w="A"), note(w="B")], NOBODY).plan
     assert plan is not None
-    assert (plan.root, plan.digests) == (0, (b"A",))
+    assert (plan.chains, plan.digests) == (((0, 1),), (b"A",))
 
 
 def test_only_dirty_tensors_travel() -> None:
@@ -78,11 +81,18 @@ def test_only_dirty_tensors_travel() -> None:
     assert set(apply(notes, election)) == {(0, (b"A",) * 20)}
 
 
-def test_the_chain_is_the_shortest_that_reaches_all_who_are_behind() -> None:
+def test_the_chain_along_the_ring_is_the_shortest_that_reaches_all_who_are_behind() -> None:
     old, new = note(w="old"), note(w="new")
-    plan = elect([new, new, new, old, new], {0, 1, 2, 4}).plan
+    plan = elect([new, new, new, old, new], {0, 1, 2, 4}, most_givers=1).plan
     assert plan is not None
-    assert (plan.root, plan.hops) == (2, 1)
+    assert plan.chains == ((2, 3),)
+
+
+def test_several_holders_share_the_giving_and_takers_pass_on_what_came() -> None:
+    old, new = note(w="old"), note(w="new")
+    plan = elect([new, old, new, old, new], {0, 2, 4}).plan
+    assert plan is not None
+    assert plan.chains == ((0, 1, 3), (2, 3, 1), (4, 1, 3))
 
 
 def test_one_with_a_stale_revision_is_dragged_along() -> None:
@@ -251,7 +261,8 @@ def test_only_dirty_tensors_move_and_nothing_in_steady_state() -> None:
         return first.bytes_received, first.bytes_sent, second.bytes_received + second.bytes_sent, state.digest()
 
     results = together(4, main)
-    assert [r[:3] for r in results] == [(0, 0, 0), (0, 1600, 0), (1600, 0, 0), (0, 0, 0)]
+    assert [(r[0], r[2]) for r in results] == [(0, 0), (0, 0), (1600, 0), (0, 0)]
+    assert [r[1] for r in results] == [534, 533, 0, 533], "who holds it shares the giving"
     assert len({r[3] for r in results}) == 1
 
 

@@ -20,6 +20,7 @@ from atoll.config import RunDir, parse
 from atoll.errors import AtollError
 from atoll.group.facade import Group
 from atoll.group.joining import join
+from atoll.group.links import CONNECTIONS
 from atoll.group.wire import parse_address
 from atoll.train.settings import TrainSettings
 
@@ -34,10 +35,16 @@ class JoinSettings(TrainSettings):
 
     address: Positional[str]
     """HOST:PORT of the master."""
+    connections: int = CONNECTIONS
+    """TCP connections of a link longer than 5 ms."""
     name: str = ""
     """How this peer is called in tables and messages. Default: the host's name and the process id."""
     min_world: int = 1
     """Begin when so many peers are there."""
+    listen: str = ""
+    """HOST:PORT where other peers reach this one. Default: the address that faces the master, any free port."""
+    advertise: str = ""
+    """HOST:PORT that others are told to dial, where it differs: a forwarded port, say. Port 0: the one of --listen."""
     run_dir: Path | None = None
     """Where to save. Default: a new folder in runs/."""
     resume: bool = False
@@ -49,7 +56,8 @@ class JoinSettings(TrainSettings):
 def main(argv: list[str]) -> int:
     """Train as one peer."""
     settings = parse(JoinSettings, argv, prog="atoll join", description=str(JoinSettings.__doc__), env=os.environ).value
-    parse_address(settings.address)
+    for address in filter(None, (settings.address, settings.listen, settings.advertise)):
+        parse_address(address)
     signal.signal(signal.SIGTERM, _interrupt)
     name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
     run = RunDir(settings.run_dir) if settings.run_dir else RunDir.create(Path("runs"))
@@ -89,7 +97,15 @@ def _train(settings: JoinSettings, name: str, run: RunDir, report: Callable[...,
     worlds = chain([settings.min_world], repeat(1))  # who comes back must not wait for those who have gone
 
     def enter() -> Group:
-        return join(settings.address, name=name, min_world=next(worlds), timeout_s=None)
+        return join(
+            settings.address,
+            name=name,
+            min_world=next(worlds),
+            timeout_s=None,
+            listen=settings.listen,
+            advertise=settings.advertise,
+            connections=settings.connections,
+        )
 
     trainer.run(enter)
 

@@ -18,6 +18,8 @@ class MasterSettings:
 
     listen: str = "127.0.0.1:48148"
     """HOST:PORT. 0.0.0.0 takes peers from the network; port 0: any free one."""
+    measure: bool = True
+    """Have links between machines measured when a peer is let in, and lay the ring so that it avoids slow ones."""
     json: bool = False
     """Print the address as a JSON object."""
 
@@ -27,7 +29,7 @@ def main(argv: list[str]) -> int:
     settings = parse(
         MasterSettings, argv, prog="atoll master", description=str(MasterSettings.__doc__), env=os.environ
     ).value
-    master = Master(settings.listen)
+    master = Master(settings.listen, measure=settings.measure)
 
     def end(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

@@ -15,7 +15,8 @@ from tyro.conf import Positional
 from atoll.cli.output import say
 from atoll.config import parse
 from atoll.group.asking import StatusClient
-from atoll.group.messages import Status
+from atoll.group.messages import LinkStatus, MemberStatus, Status
+from atoll.group.rings import rate_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ def as_json(status: Status) -> str:
     """Field by field, by name."""
     plain = {name: getattr(status, name) for name in status.__struct_fields__}
     plain["members"] = [{n: getattr(m, n) for n in m.__struct_fields__} for m in status.members]
+    plain["links"] = [{n: getattr(link, n) for n in link.__struct_fields__} for link in status.links]
     plain["losses"] = [
         {"ago_s": p.ago_s, **{n: getattr(p.loss, n) for n in p.loss.__struct_fields__}} for p in status.losses
     ]
@@ -74,8 +76,9 @@ def render(address: str, status: Status) -> RenderableType:
         style="bold",
     )
     table = Table(box=None, pad_edge=False)
-    for column in ("rank", "id", "name", "address", "state", "revision", "last progress"):
+    for column in ("rank", "id", "name", "address", "state", "revision", "last progress", "to the next"):
         table.add_column(column, justify="right" if column in ("rank", "id", "revision") else "left")
+    links = {(link.source, link.target): link for link in status.links}
     colours = {"running": "green", "slow": "yellow", "stopped": "red", "joining": "cyan"}
     for m in status.members:
         labels = "".join(f" {k}={v}" for k, v in sorted(m.labels.items()))
@@ -87,12 +90,43 @@ def render(address: str, status: Status) -> RenderableType:
             Text(m.state, style=colours.get(m.state, "")),
             str(m.revision),
             f"{m.silent_s:.1f} s ago",
+            _link(m, inside, links),
         )
     parts: list[RenderableType] = [head, table if status.members else Text("nobody is here yet", style="dim")]
     if inside:
         parts.append(Text("ring  " + " -> ".join([*(m.name for m in inside), inside[0].name]), style="dim"))
+        if status.ring_why:
+            parts.append(Text(f"      {status.ring_why}", style="dim"))
+    if links and len(inside) > 2:
+        parts.append(_matrix(inside, links))
     parts += [
         Text(f"{p.ago_s:7.0f} s ago  lost {p.loss.name} (id {p.loss.id}): {p.loss.reason}", style="yellow")
         for p in status.losses[:5]
     ]
     return Group(*parts)
+
+
+Links = dict[tuple[int, int], LinkStatus]
+
+
+def _link(member: MemberStatus, inside: list[MemberStatus], links: Links) -> str:
+    """What a member's link to the next in the ring is made of, and what was measured of it."""
+    if member.rank < 0 or len(inside) < 2:
+        return ""
+    measured = links.get((member.id, inside[(member.rank + 1) % len(inside)].id))
+    about = [member.lane] if member.lane else []
+    if measured:
+        about += [rate_text(measured.bytes_per_s), f"{1e3 * measured.round_trip_s:.3g} ms"]
+    return ", ".join(about)
+
+
+def _matrix(inside: list[MemberStatus], links: Links) -> Table:
+    """Who reaches whom how fast."""
+    table = Table(box=None, pad_edge=False, title="measured, from row to column", title_justify="left")
+    table.add_column("")
+    for m in inside:
+        table.add_column(m.name, justify="right")
+    for a in inside:
+        row = [links.get((a.id, b.id)) for b in inside]
+        table.add_row(a.name, *("" if link is None else rate_text(link.bytes_per_s) for link in row))
+    return table

@@ -2,10 +2,12 @@
 
 from atoll.codec.api import Codec
 from atoll.codec.bf16 import Bfloat16
+from atoll.codec.int4 import Int4
 from atoll.codec.uint8 import Uint8MinMax
+from atoll.codec.uint8_zero import Uint8ZeroPoint
 from atoll.errors import InvalidConfig
 
-CODECS: dict[str, Codec] = {c.name: c for c in (Bfloat16(), Uint8MinMax())}
+CODECS: dict[str, Codec] = {c.name: c for c in (Bfloat16(), Uint8MinMax(), Uint8ZeroPoint(), Int4())}
 
 
 def get(name: str | None) -> Codec | None:

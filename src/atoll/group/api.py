@@ -17,6 +17,8 @@ from atoll.group.messages import Pace, Seat, ToMaster, ToPeer, View
 
 MOST_OPERATIONS: Final = 16
 """Operations that may be under way at once, each under its own tag."""
+MOST_VOTES: Final = 16 * MOST_OPERATIONS
+"""Operations one member may have under way, of all its subgroups together."""
 
 IN_VOTE_BYTES: Final = 4 << 10
 IN_VERDICT_BYTES: Final = 32 << 10
@@ -167,6 +169,7 @@ class LinkUp:
     epoch: int
     id: int
     round_trip_s: float = 0.0
+    lane: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,17 @@ class MasterGone:
     refused: bool = False
 
 
-PeerEvent = Ticket | ToPeer | LinkUp | LinkDown | DataDone | MasterGone
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a `Measure` of this epoch found; rate 0: no way there."""
+
+    epoch: int
+    id: int
+    bytes_per_s: float
+    round_trip_s: float
+
+
+PeerEvent = Ticket | ToPeer | LinkUp | LinkDown | Measured | DataDone | MasterGone
 
 
 # -- actions of the peer policy ----------------------------------------------------------------------------------------
@@ -221,6 +234,13 @@ class Relink:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """Find out how fast data gets to that member; a `Measured` follows."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Run the data phase."""
 
@@ -241,7 +261,7 @@ class Finish:
     run: RunKey | None = None
 
 
-PeerAction = Tell | Relink | Start | Finish
+PeerAction = Tell | Relink | Measure | Start | Finish
 
 
 # -- actions of the master policy ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from atoll.group.election import Election, Plan, StateNote, elect
+from atoll.group.election import MOST_GIVERS, Election, Plan, StateNote, elect
 from atoll.group.messages import Initiate
 
 SYNC = "sync"
@@ -89,8 +89,8 @@ def is_sync(what: str) -> bool:
     return what.split(" ", 1)[0] == SYNC
 
 
-def step(tag: int, ballot: Ballot, incumbents: set[int]) -> Step:
-    """What follows from the votes so far."""
+def step(tag: int, ballot: Ballot, incumbents: set[int], most_givers: int = MOST_GIVERS) -> Step:
+    """What follows from the votes so far. `most_givers`: of a shared state; 1: along the ring only."""
     ring = ballot.ring
     if set(ballot.votes) != set(ring):
         return None
@@ -99,21 +99,22 @@ def step(tag: int, ballot: Ballot, incumbents: set[int]) -> Step:
         said = "; ".join(f"rank {r}: {v.what}" for r, v in enumerate(votes))
         return Decided(error=f"peers disagree on tag {tag}: {said}")
     if is_sync(votes[0].what):
-        return _elected(ballot, votes, ring, incumbents)
+        return _elected(ballot, votes, incumbents, most_givers)
     if votes[0].moves_data and len(ring) > 1:
         sizes = [v.payload for v in votes]
         return Commenced(msgspec.msgpack.encode(sizes) if any(sizes) else b"")
     return Decided(ballot.payloads)
 
 
-def _elected(ballot: Ballot, votes: Sequence[Initiate], ring: Sequence[int], incumbents: set[int]) -> Step:
+def _elected(ballot: Ballot, votes: Sequence[Initiate], incumbents: set[int], most_givers: int) -> Step:
+    ring = ballot.ring
     notes: list[StateNote] = []
     for member, vote in zip(ring, votes, strict=True):
         try:
             notes.append(msgspec.msgpack.decode(vote.payload, type=StateNote))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return {member: "sent an unreadable note on its state"}
-    election: Election = elect(notes, {r for r, i in enumerate(ring) if i in incumbents})
+    election: Election = elect(notes, {r for r, i in enumerate(ring) if i in incumbents}, most_givers)
     if election.plan is None:
         return {ring[r]: why for r, why in election.expelled.items()}
     ballot.plan = msgspec.msgpack.encode(election.plan)

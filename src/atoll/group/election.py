@@ -9,9 +9,12 @@ election any revision may stand and the highest wins, so that a run resumes from
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
+MOST_GIVERS: Final = 4
+"""Holders of the elected content that share the work of giving it."""
 POPULAR, SEND_ONLY, RECEIVE_ONLY = "popular", "send", "receive"
 
 
@@ -47,12 +50,11 @@ class StateNote(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):
-    """Who sends what: the tensors `dirty` (numbers, in the order of the notes) go from rank `root` over `hops`
-    links."""
+    """Who sends what: the tensors `dirty` (numbers, in the order of the notes), cut into as many parts as there are
+    chains of ranks; each part goes along its chain, from the first rank to the last."""
 
     revision: int
-    root: int = 0
-    hops: int = 0
+    chains: tuple[tuple[int, ...], ...] = ()
     dirty: tuple[int, ...] = ()
     digests: tuple[bytes, ...] = ()
     """Of the dirty tensors, as elected."""
@@ -66,8 +68,9 @@ class Election:
     expelled: dict[int, str] = field(default_factory=dict)
 
 
-def elect(notes: Sequence[StateNote], incumbents: Set[int]) -> Election:
-    """`notes` by rank; `incumbents`: the ranks that took part in the last agreement."""
+def elect(notes: Sequence[StateNote], incumbents: Set[int], most_givers: int = MOST_GIVERS) -> Election:
+    """`notes` by rank; `incumbents`: the ranks that took part in the last agreement. `most_givers` 1: along the ring
+    only."""
     world = range(len(notes))
     for rule in (_mixed_strategies(notes), _nobody_stands(notes), _skipped_revision(notes, incumbents)):
         if rule:
@@ -85,8 +88,19 @@ def elect(notes: Sequence[StateNote], incumbents: Set[int]) -> Election:
     if not behind:
         return Election(Plan(won.revision))
     holders = [r for r in world if _same(notes[r], won)]
-    hops, root = min((max((r - h) % len(notes) for r in behind), h) for h in holders)
-    return Election(Plan(won.revision, root, hops, dirty, tuple(won.tensors[i].digest for i in dirty)))
+    chains = _chains(behind, holders, len(notes), most_givers)
+    return Election(Plan(won.revision, chains, dirty, tuple(won.tensors[i].digest for i in dirty)))
+
+
+def _chains(takers: list[int], holders: list[int], world: int, most_givers: int) -> tuple[tuple[int, ...], ...]:
+    """One giver: along the ring, as few links as will do. Several: each gives its part to another taker first, and the
+    takers pass it on, so that all of them take and give alike."""
+    givers = holders[:most_givers]
+    if len(givers) == 1:
+        hops, root = min((max((r - h) % world for r in takers), h) for h in holders)
+        return (tuple((root + i) % world for i in range(hops + 1)),)
+    turns = [i % len(takers) for i in range(len(givers))]
+    return tuple((giver, *takers[turn:], *takers[:turn]) for giver, turn in zip(givers, turns, strict=True))
 
 
 def _mixed_strategies(notes: Sequence[StateNote]) -> dict[int, str]:

@@ -1,6 +1,7 @@
 """Program: the blocking `Group` a training script holds. The same class in both worlds; a `Port` is all it touches."""
 
 from collections.abc import Mapping
+from operator import index
 from types import TracebackType
 from typing import Self
 
@@ -105,8 +106,9 @@ class Group(Collectives):
         text = str(key)
         if len(text) > _LONGEST_KEY:
             raise ValueError(f"the key of a subgroup may have {_LONGEST_KEY} letters, not {len(text)}")
-        place = _Place(text, order, self._membership.scopes)
-        votes = self.gather_bytes(msgspec.msgpack.encode(place), tag=tag)
+        place = _Place(text, index(order), self._membership.scopes)
+        ticket = self._ticket("gather_bytes", tag, "subgroup", msgspec.msgpack.encode(place))
+        votes = self._submit(ticket, lambda outcome: outcome.payloads).wait().value
         places = [msgspec.msgpack.decode(vote, type=_Place) for vote in votes]
         ring = self._ring
         ours = sorted((p.order, rank) for rank, p in enumerate(places) if p.key == text)
@@ -114,7 +116,8 @@ class Group(Collectives):
         if scope >= MOST_SCOPES:
             raise Busy(f"{MOST_SCOPES} subgroups have been made: make them once per epoch and keep them")
         self._membership.scopes = scope
-        return Group(self._membership, scope, tuple(ring[rank] for _, rank in ours), text)
+        name = f"{self._name}/{text}" if self._scope else text
+        return Group(self._membership, scope, tuple(ring[rank] for _, rank in ours), name)
 
     def close(self) -> None:
         """Leave. To the others this is a loss with the reason `left`; finish with a `barrier`. May be called again. Of

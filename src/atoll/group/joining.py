@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from atoll.group.api import HasPorts, Port
 from atoll.group.facade import Group
+from atoll.group.links import CONNECTIONS
 from atoll.group.wire import Wire
 from atoll.runtime.api import here
 
@@ -15,18 +16,28 @@ def join(
     labels: Mapping[str, str] | None = None,
     min_world: int = 1,
     timeout_s: float | None = 30.0,
+    listen: str = "",
+    advertise: str = "",
     shared_memory: bool = True,
+    connections: int = CONNECTIONS,
 ) -> Group:
     """Enter the group of the master at `address` ("host:port"); returns when a ring stands that has us in it.
 
-    `min_world`: wait until so many peers (the largest number among those waiting) are there. `shared_memory`: use it
-    with peers of the same machine. Errors: `MasterLost` (nobody answers), `Refused`, `DeadlineExceeded` (no ring within
-    `timeout_s`).
+    `min_world`: wait until so many peers (the largest number among those waiting) are there. `listen`: the "host:port"
+    where other peers reach us; by default the address that faces the master, any port. `advertise`: the "host:port"
+    they are told to dial, where that is another (a forwarded port; port 0: the one we listen on). `shared_memory`: use
+    it with peers of the same machine. `connections`: how many TCP connections a link of more than 5 ms gets.
+
+    Errors: `MasterLost` (nobody answers), `Refused`, `DeadlineExceeded` (no ring within `timeout_s`).
     """
     node = here()
     port: Port
     if isinstance(node, HasPorts):
         port = node.open_port(address)
     else:
-        port = Wire(address, timeout_s=30.0 if timeout_s is None else timeout_s, shared_memory=shared_memory)
+        patience_s = 30.0 if timeout_s is None else timeout_s
+        port = Wire(
+            address, timeout_s=patience_s, listen=listen, advertise=advertise, shared_memory=shared_memory,
+            connections=connections,
+        )  # fmt: skip
     return Group.enter(port, min_world=min_world, name=name, labels=labels, timeout_s=timeout_s)

@@ -16,9 +16,9 @@ from typing import Final
 
 from atoll.errors import AtollError, ProtocolError
 from atoll.group import messages
-from atoll.group.api import LinkDown, LinkUp, Relink
+from atoll.group.api import LinkDown, LinkUp, Measured, Relink
 from atoll.group.collectives.rounds import LARGEST_FRAME
-from atoll.group.messages import LinkAck, LinkHello, Returned, Seat
+from atoll.group.messages import Filled, Filler, LinkAck, LinkHello, Returned, Seat
 from atoll.group.station import Station, Take
 from atoll.group.ways import Copies, InPlace, Shared, Stream, Way
 from atoll.net import arena, doors, tcp
@@ -30,16 +30,22 @@ from atoll.net.neighbour import Neighbour, address_of
 log = logging.getLogger("atoll.group")
 
 DIAL_S: Final = 3.0
-STRIPES: Final = 8
-"""Connections of a long link: one alone recovers too slowly from a lost packet."""
+CONNECTIONS: Final = 8
+"""Of a long link: one alone recovers too slowly from a lost packet."""
+MOST_CONNECTIONS: Final = 16
 LONG_S: Final = 0.005
 """Round trip from which a link is long."""
-_MOST_CONNECTIONS: Final = 16
+_LONGEST_KEY: Final = 64
 _MOST_EARLY: Final = 256
 _MOST_HELD: Final = 1 << 14
 _QUEUED: Final = 1 << 20
 """Bytes that may wait in a connection before the kernel takes them."""
 _SLOTS: Final = 32
+_FIRST_BURST: Final = 256 << 10
+_LARGEST_BURST: Final = 16 << 20
+_FILLER: Final = bytes(256 << 10)
+_ENOUGH_S: Final = 0.2
+"""A burst that took so long tells the rate of a link."""
 _PROOF_BYTES: Final = 16
 
 
@@ -67,19 +73,31 @@ class _In:
         """Frames whose bytes are the other side's, and whose turn has not come."""
 
 
-class Links:
-    """All links of a peer. `local`: lend shared memory to peers of this machine."""
+class _Measurement:
+    """Of one link: bursts, each twice as large as the one before, until one takes long enough to be told from the round
+    trip."""
 
-    def __init__(self, net: SocketLoop, station: Station, local: bool) -> None:
-        self._net, self._station = net, station
+    def __init__(self) -> None:
+        self.burst = _FIRST_BURST
+        self.unanswered = 0
+        self.sent_at = 0.0
+
+
+class Links:
+    """All links of a peer. `local`: lend shared memory to peers of this machine. `connections`: of a long link."""
+
+    def __init__(self, net: SocketLoop, station: Station, local: bool, connections: int) -> None:
+        self._net, self._station, self._connections = net, station, connections
         self._copies = Copies(Arena(_SLOTS, LARGEST_FRAME)) if local else None
         self._proof = os.urandom(_PROOF_BYTES)
         """Lies where only who can read our memory sees it."""
         self._epoch, self._key = 0, b""
         self._seats: Mapping[int, Seat] = {}
         self._out: dict[int, _Out] = {}
-        self._in: dict[tuple[int, int], _In] = {}
-        """By (epoch, member id)."""
+        self._in: dict[tuple[int, int, bytes], _In] = {}
+        """By (epoch, member id, key): of an epoch to come the true key is not known yet."""
+        self._measured: dict[int, _Measurement] = {}
+        """Links that are being measured, by member id."""
         self._held: set[Channel] = set()
         """Connections that hold a frame back."""
 
@@ -92,9 +110,10 @@ class Links:
         for out in self._out.values():
             self._close_out(out)
         self._out.clear()
+        self._measured.clear()
         for link in [link for link in self._in.values() if to.epoch < 0 or link.epoch <= to.epoch]:
             if to.epoch < 0 or link.epoch < to.epoch or not self._is_member(link.source, link.key):
-                self._close_in(self._in.pop((link.epoch, link.source)))
+                self._close_in(link)
         if to.successor is not None:
             self._dial(to.successor.id)
 
@@ -111,6 +130,15 @@ class Links:
             if not out.waiting:
                 break
 
+    def measure(self, to: int) -> None:
+        """Find out how fast data gets to the member `to`."""
+        self._measured[to] = _Measurement()
+        out = self._out.get(to)
+        if out is None:
+            self._dial(to)
+        elif out.ready:
+            self._send_burst(out, self._measured[to])
+
     def resume(self) -> None:
         """Frames that were held may have a place now."""
         held, self._held = self._held, set()
@@ -123,10 +151,6 @@ class Links:
         """Give the memory up."""
         if self._copies is not None:
             self._copies.arena.close()
-
-    def lanes(self) -> dict[int, str]:
-        """What each link of ours is made of, in words, by member id."""
-        return {out.to: f"{out.way.name} x {len(out.ready)}" for out in self._out.values()}
 
     # -- links we dial -------------------------------------------------------------------------------------------------
 
@@ -177,6 +201,8 @@ class Links:
             for other in self._out.values():  # a slot of the arena may be free for any of them
                 if other.waiting and other.ready:
                     self._net.write(other.ready[0])
+        elif isinstance(message, Filled) and out.to in self._measured:
+            self._filled(epoch, out, self._measured[out.to])
         elif isinstance(message, LinkAck) and channel not in out.ready:
             if message.reads and isinstance(out.way, Shared):
                 out.way = InPlace()
@@ -189,12 +215,35 @@ class Links:
         if len(out.ready) == 1:
             measured = (time.monotonic() - out.began) / 2  # one to connect, one to be acknowledged
             out.round_trip_s = tcp.round_trip_s(channel.sock, otherwise=measured)
-            if out.way.long and out.round_trip_s > LONG_S:
-                for _ in range(STRIPES - 1):
-                    self._dial_tcp(epoch, out)
-            self._station.feed(LinkUp(epoch, out.to, out.round_trip_s))
+            stripes = self._connections if out.way.long and out.round_trip_s > LONG_S else 1
+            for _ in range(stripes - 1):
+                self._dial_tcp(epoch, out)
+            lane = f"{out.way.name} x {stripes}" if stripes > 1 else out.way.name
+            self._station.feed(LinkUp(epoch, out.to, out.round_trip_s, lane))
+            if out.to in self._measured:
+                self._send_burst(out, self._measured[out.to])
         self._listen(epoch, out, channel, lambda: self._fill(out, channel))
         self._net.write(channel)
+
+    def _send_burst(self, out: _Out, measurement: _Measurement) -> None:
+        measurement.sent_at = time.monotonic()
+        measurement.unanswered = measurement.burst // len(_FILLER)
+        filler = messages.encode(Filler(_FILLER))
+        for i in range(measurement.unanswered):
+            self._net.send(out.ready[i % len(out.ready)], CONTROL, filler)
+
+    def _filled(self, epoch: int, out: _Out, measurement: _Measurement) -> None:
+        measurement.unanswered -= 1
+        if measurement.unanswered:
+            return
+        took = time.monotonic() - measurement.sent_at
+        if took - out.round_trip_s < _ENOUGH_S and measurement.burst < _LARGEST_BURST:
+            measurement.burst *= 2
+            self._send_burst(out, measurement)
+            return
+        del self._measured[out.to]
+        rate = measurement.burst / max(took - out.round_trip_s, took / 10)
+        self._station.feed(Measured(epoch, out.to, rate, out.round_trip_s))
 
     def _listen(self, epoch: int, out: _Out, channel: Channel, room: Callable[[], None] | None = None) -> None:
         self._net.add(
@@ -212,7 +261,11 @@ class Links:
             out.way.put(channel, out.to, seq, word, take)
 
     def _down(self, epoch: int, to: int, why: str) -> None:
-        self._station.feed(LinkDown(epoch, to, why))
+        if self._measured.pop(to, None) is None:
+            self._station.feed(LinkDown(epoch, to, why))
+        else:  # there is no way; the ring may find another
+            self._close_out(self._out.pop(to))
+            self._station.feed(Measured(epoch, to, 0.0, 0.0))
 
     def _close_out(self, out: _Out) -> None:
         for cancel in out.cancel:
@@ -236,18 +289,18 @@ class Links:
             raise AtollError(f"a link of epoch {epoch} that is over")
         if epoch == self._epoch and not self._is_member(source, hello.key):
             raise AtollError(f"somebody who says it is peer {source} is no member in epoch {epoch}")
-        early = sum(len(link.channels) for key, link in self._in.items() if key[0] > self._epoch)
-        if epoch > self._epoch and early >= _MOST_EARLY:
-            raise ProtocolError("too many links of epochs to come")
-        link = self._in.setdefault((epoch, source), _In(epoch, source, hello.key))
-        if not hmac.compare_digest(link.key, hello.key):
-            raise ProtocolError(f"two who say they are peer {source}")
-        if len(link.channels) >= _MOST_CONNECTIONS:
-            raise ProtocolError(f"more than {_MOST_CONNECTIONS} connections of peer {source}")
+        if len(hello.key) > _LONGEST_KEY:
+            raise ProtocolError(f"a key of {len(hello.key)} bytes")
+        if epoch > self._epoch:
+            self._make_room()
+        link = self._in.setdefault((epoch, source, hello.key), _In(epoch, source, hello.key))
+        if len(link.channels) >= MOST_CONNECTIONS:
+            raise ProtocolError(f"more than {MOST_CONNECTIONS} connections of peer {source}")
         link.channels.append(channel)
 
         def place(seq: int, word: int, nbytes: int) -> memoryview | None:
-            found = self._station.place(source, seq, word, nbytes) if epoch == self._epoch else None
+            self._check_begun(link)
+            found = self._station.place(source, seq, word, nbytes)
             if found is None:
                 self._held.add(channel)
             return found
@@ -256,7 +309,7 @@ class Links:
         self._net.add(
             channel,
             lambda channel, frame: self._data(link, channel, frame),
-            lambda _, why: self._lost(epoch, source, why),
+            lambda _, why: self._lost(link, why),
         )
         reads = False
         if hello.proof and channel.pid:
@@ -265,9 +318,24 @@ class Links:
                 channel.lender, reads = neighbour, True
         self._net.send(channel, CONTROL, messages.encode(LinkAck(epoch, reads)))
 
+    def _make_room(self) -> None:
+        """For a link of an epoch to come. Whoever has waited longest may be a stranger, and nobody can tell yet."""
+        early = [link for link in self._in.values() if link.epoch > self._epoch]
+        if sum(len(link.channels) for link in early) >= _MOST_EARLY:
+            self._close_in(early[0])
+
+    def _check_begun(self, link: _In) -> None:
+        """Nobody sends before all have left the epoch before."""
+        if link.epoch != self._epoch:
+            raise ProtocolError(f"data of epoch {link.epoch} in epoch {self._epoch}")
+
     def _data(self, link: _In, channel: Channel, frame: Frame) -> None:
+        self._check_begun(link)
         if frame.sequence == CONTROL:
-            raise ProtocolError("a message on a link that carries data")
+            if not isinstance(messages.decode_on_link(frame.here), Filler):
+                raise ProtocolError("a message that has no business on a link")
+            self._net.send(channel, CONTROL, messages.encode(Filled()))
+            return
         if frame.lent < 0:
             self._station.landed(link.source, frame.sequence, frame.word, frame.here)
             return
@@ -281,7 +349,12 @@ class Links:
         returned: dict[Channel, list[int]] = {}
         offered, link.held = link.held, deque()
         for channel, frame in offered:
-            if self._station.arrived(link.source, frame.sequence, frame.word, frame.data):
+            try:
+                taken = self._station.arrived(link.source, frame.sequence, frame.word, frame.data)
+            except (OSError, AtollError) as error:  # its own fault, whoever's words brought us here
+                self._lost(link, str(error))
+                return
+            if taken:
                 if isinstance(channel.lender, Tenant):
                     returned.setdefault(channel, []).append(frame.lent)
             else:
@@ -289,13 +362,13 @@ class Links:
         for channel, slots in returned.items():
             self._net.send(channel, CONTROL, messages.encode(Returned(tuple(slots))))
 
-    def _lost(self, epoch: int, source: int, why: str) -> None:
-        link = self._in.pop((epoch, source), None)
-        if link is not None:
-            self._close_in(link)
-        self._down(epoch, source, why)
+    def _lost(self, link: _In, why: str) -> None:
+        self._close_in(link)
+        if link.epoch == self._epoch:
+            self._down(link.epoch, link.source, why)
 
     def _close_in(self, link: _In) -> None:
+        self._in.pop((link.epoch, link.source, link.key), None)
         link.held.clear()
         for channel in link.channels:
             self._held.discard(channel)

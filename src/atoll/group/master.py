@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from atoll.group.api import MOST_OPERATIONS, MOST_SCOPES, Close, MasterAction, Say
+from atoll.group.api import MOST_OPERATIONS, MOST_SCOPES, MOST_VOTES, Close, MasterAction, Say
 from atoll.group.ballots import Agreement, Ballot, Commenced, Decided, Operation, is_sync, revision_of, step
+from atoll.group.election import MOST_GIVERS
 from atoll.group.messages import (
     LARGEST_PAYLOAD,
     AskStatus,
@@ -29,8 +30,9 @@ from atoll.group.messages import (
     Linked,
     Loss,
     MemberStatus,
-    Pace,
     PastLoss,
+    Probe,
+    Probed,
     Refuse,
     Status,
     ToMaster,
@@ -40,16 +42,20 @@ from atoll.group.messages import (
     View,
     Welcome,
 )
+from atoll.group.rings import Pair
 from atoll.group.roster import Change, Gone, Joined, Roster, Tick
+from atoll.group.topology import LinkMap
 
 MOST_DIALS: Final = 3
+PROBING_S: Final = 8.0
+"""A link on which nothing has come for so long while it was measured is none."""
+MEASURING_S: Final = 20.0
+"""Spent on it in one attempt; the rest is measured when the group opens again."""
 FORMING_S: Final = 15.0
 LOSSES_KEPT: Final = 20
 MOST_LETTERS: Final = 128
 MOST_LABELS: Final = 16
 LARGEST_NOTE: Final = 1 << 20
-MOST_VOTES: Final = 16 * MOST_OPERATIONS
-"""Operations one member may have open, of all its subgroups together."""
 MOST_STATES: Final = 1024
 """Shared states, one per name of a subgroup, whose last agreement is remembered."""
 
@@ -65,25 +71,34 @@ class Forming:
     linked: set[int] = field(default_factory=set)
     round_trip_s: float = 0.0
     """The longest to a successor."""
+    lanes: dict[int, str] = field(default_factory=dict)
+    began: float = 0.0
+    """When the first link was measured in it."""
+    rounds: list[list[Pair]] | None = None
+    """What is still to be measured; None: nobody has looked yet."""
+    awaited: set[Pair] = field(default_factory=set)
 
 
 class Master:
     """`handle` takes what connection `who` said, or what became of it, and returns what to say to whom."""
 
-    def __init__(self, secret: Callable[[], bytes]) -> None:
-        self._secret = secret
+    def __init__(self, secret: Callable[[], bytes], measure: bool = True) -> None:
+        self._secret, self._measure = secret, measure
         self.roster = Roster(secret)
         self.epoch = 0
         """The last number used, by a view or an attempt."""
         self.ring: tuple[int, ...] = ()
+        self.lanes: dict[int, str] = {}
+        """What each member's link to its successor is made of."""
         self.forming: Forming | None = None
-        self.topology: set[int] = set()
+        self.openers: set[int] = set()
         """Who waits in `update_topology`."""
         self.ballots: dict[Operation, Ballot] = {}
         self.seq = 0
         self.agreements: dict[str, Agreement] = {}
         """By what was voted for: each subgroup has a state of its own."""
         self.losses: deque[tuple[float, Loss]] = deque(maxlen=LOSSES_KEPT)
+        self.links = LinkMap(self._on_one_machine)
         self._unsaid: list[Loss] = []
         self._reason = ""
         self._dials: dict[int, int] = {}
@@ -103,14 +118,17 @@ class Master:
             case Tick():
                 self._changed(self.roster.handle(who, event, now))
                 self._hurry()
+                self.links.improve()
             case _ if who not in self.roster.members:
                 pass  # dropped a moment ago: its words no longer count
             case Linked():
                 self._on_linked(who, event)
+            case Probed():
+                self._on_probed(who, event)
             case _ if who not in self._inside:
                 self._kick(who, f"said {type(event).__name__} before it was let in")
             case Topology():
-                self.topology.add(who)
+                self.openers.add(who)
             case Initiate():
                 self._on_initiate(who, event)
             case Complete():
@@ -133,6 +151,14 @@ class Master:
         while outside and max(m.min_world for m in outside) > len(inside) + len(outside):
             outside.remove(max(outside, key=lambda m: m.min_world))
         return [m.id for m in outside]
+
+    def _pending(self) -> bool:
+        """Is there a reason to open the group: somebody who waits, or a better ring?"""
+        return bool(self._admissible()) or self.links.better(self.ring)
+
+    def _on_one_machine(self, one: int, other: int) -> bool:
+        machine = self.roster.members[one].seat.machine
+        return bool(machine) and machine == self.roster.members[other].seat.machine
 
     def _unfit(self, who: int, hello: Hello) -> str:
         """Why this peer can't be a member; empty: it can."""
@@ -176,10 +202,11 @@ class Master:
         for loss in lost:
             self._out += [Say(loss.id, Expel(loss.reason)), Close(loss.id)]
             self.losses.appendleft((self._now, loss))
-        self.topology -= gone
+        self.openers -= gone
         for agreement in self.agreements.values():
             agreement.incumbents -= gone
         self._dials = {i: n for i, n in self._dials.items() if i not in gone}
+        self.links.forget(gone)
         self._unsaid += [loss for loss in lost if loss.id in self.ring]
         if gone & set(self._inside):
             self._form([i for i in self._inside if i not in gone], opened=bool(self.forming and self.forming.opened))
@@ -190,11 +217,11 @@ class Master:
         """Begin (again) to establish. Whatever was undecided has thereby failed."""
         self.ballots.clear()
         self.epoch += 1
-        ring = tuple(sorted(ids))
+        ring = self.links.order(ids)
         if not ring:
             self.forming, self.ring = None, ()
             self._unsaid.clear()
-            self.topology.clear()
+            self.openers.clear()
             return
         self.forming = Forming(self.epoch, ring, opened, self._now)
         seats = tuple(self.roster.members[i].seat for i in ring)
@@ -207,45 +234,74 @@ class Master:
         if not event.failed:
             forming.linked.add(who)
             forming.round_trip_s = max(forming.round_trip_s, event.round_trip_s)
+            forming.lanes[who] = event.lane[:MOST_LETTERS]
             return
         failed = [other for other in event.failed if other in forming.ring]
         if not failed:
             return  # of somebody who is no part of this attempt
         for other in failed:
+            self.links.note(who, other, 0.0, 0.0)  # the next ring goes another way, if there is one
             self._dials[other] = self._dials.get(other, 0) + 1
             if self._dials[other] >= MOST_DIALS:
                 self._kick(other, "its neighbour can't reach it")
                 return
         self._form(forming.ring, forming.opened)
 
+    def _measuring(self, forming: Forming) -> bool:
+        """Programs wait while a group opens, and links are idle: measure those that nobody knows, round by round."""
+        if forming.awaited or not forming.opened or not self._measure:
+            return bool(forming.awaited)
+        if forming.rounds is None:
+            forming.rounds, forming.began = self.links.to_measure(forming.ring), self._now
+        if not forming.rounds or self._now - forming.began > MEASURING_S:
+            return False
+        forming.awaited, forming.since = set(forming.rounds.pop(0)), self._now
+        for source, target in sorted(forming.awaited):
+            self._say([source], Probe(forming.epoch, target))
+        return True
+
+    def _on_probed(self, who: int, event: Probed) -> None:
+        forming = self.forming
+        if forming is not None and (who, event.to) in forming.awaited and event.epoch == forming.epoch:
+            forming.awaited.remove((who, event.to))
+            self.links.note(who, event.to, event.bytes_per_s, event.round_trip_s)
+
     def _hurry(self) -> None:
         """Nobody may hold an attempt up for ever."""
         forming = self.forming
-        if forming and self._now - forming.since >= FORMING_S:
+        if forming and forming.awaited:
+            if self._now - forming.since >= PROBING_S:
+                for source, target in forming.awaited:
+                    self.links.note(source, target, 0.0, 0.0)
+                forming.awaited.clear()
+        elif forming and self._now - forming.since >= FORMING_S:
             late = [i for i in forming.ring if i not in forming.linked]
             self._changed([c for i in late for c in self.roster.drop(i, f"made no links for {FORMING_S:g} s")])
 
     def _evaluate(self) -> None:
         """After *every* event: a loss may have been the last vote that was missing."""
         forming = self.forming
-        if forming and forming.linked >= set(forming.ring):
-            self._establish(forming)
+        if forming and forming.linked >= set(forming.ring) and not self._measuring(forming):
+            if forming.opened and self.links.order(forming.ring) != forming.ring:
+                self._form(forming.ring, opened=True)
+            else:
+                self._establish(forming)
         inside, outside = self._inside, self._admissible()
         if not inside:
             if outside:
                 self._form(outside, opened=True)
-        elif self.topology >= set(inside) and not (self.forming and self.forming.opened):
+        elif self.openers >= set(inside) and not (self.forming and self.forming.opened):
             self._form([*inside, *outside], opened=True)
-        elif self.topology and not self.forming:
+        elif self.openers and not self.forming:
             self._uncross()
 
     def _establish(self, forming: Forming) -> None:
-        self.ring, self.forming = forming.ring, None
+        self.ring, self.lanes, self.forming = forming.ring, forming.lanes, None
         self._dials.clear()
         if forming.opened:
-            self.topology.clear()
-        pending = bool(self._admissible()) and not forming.opened
-        pace = Pace(ring_trip_s=forming.round_trip_s)
+            self.openers.clear()
+        pending = self._pending() and not forming.opened
+        pace = self.links.pace(self.ring, forming.round_trip_s)
         view = View(forming.epoch, self.ring, forming.opened, pending, tuple(self._unsaid), self._reason, pace)
         self._say(self.ring, view)
         self._unsaid, self._reason = [], ""
@@ -253,17 +309,20 @@ class Master:
     def _uncross(self) -> None:
         """Some wait in update_topology, the others in operations that can't begin: nobody could go on, so tell all."""
         waiting = {op: ballot for op, ballot in self.ballots.items() if not ballot.commenced}
-        if not waiting or not self.topology.union(*(b.votes for b in waiting.values())) >= set(self.ring):
+        stuck = set(self.openers)  # and who waits for one of them; the members of another subgroup go on
+        while more := {i for b in waiting.values() if stuck & (set(b.ring) - set(b.votes)) for i in b.votes} - stuck:
+            stuck |= more
+        if not waiting or not stuck >= set(self.ring):
             return
         names = ", ".join(f"tag {op.tag}: {waiting[op].what}" for op in sorted(waiting))
         error = f"peers called different things: some update_topology, others {names}"
-        pending = bool(self._admissible())
+        pending = self._pending()
         for i in self.ring:
             crossed = tuple((op.scope, op.tag) for op in sorted(waiting) if i in waiting[op].ring)
             self._say([i], Crossed(crossed, pending, error))
         for op in waiting:
             del self.ballots[op]
-        self.topology.clear()
+        self.openers.clear()
 
     # -- operations ------------------------------------------------------------------------------------------------
 
@@ -279,7 +338,8 @@ class Master:
         ballot.seq = event.seq
         self.roster.members[who].revision = event.revision
         agreement = self.agreements.get(event.what)
-        match step(op.tag, ballot, agreement.incumbents if agreement else set()):
+        givers = MOST_GIVERS if self.links.even(ballot.ring) else 1
+        match step(op.tag, ballot, agreement.incumbents if agreement else set(), givers):
             case Decided(payloads, error):
                 self._decide(op, payloads, error)
             case Commenced(plan):
@@ -333,7 +393,7 @@ class Master:
         ballot = self.ballots.pop(op)
         if ballot.plan and not error and (ballot.what in self.agreements or len(self.agreements) < MOST_STATES):
             self.agreements[ballot.what] = Agreement(set(ballot.ring), revision_of(ballot.plan))
-        self._say(ballot.ring, Verdict(op.tag, bool(self._admissible()), payloads, error, op.scope))
+        self._say(ballot.ring, Verdict(op.tag, self._pending(), payloads, error, op.scope))
 
     # -- for people ------------------------------------------------------------------------------------------------
 
@@ -345,7 +405,7 @@ class Master:
             MemberStatus(
                 m.id, m.name, m.seat.host, m.seat.port, ranks.get(m.id, -1),
                 m.state(self._now) if m.id in ranks else "joining",
-                self._now - m.progress_at, m.revision, m.labels,
+                self._now - m.progress_at, m.revision, m.labels, self.lanes.get(m.id, ""),
             )
             for m in members
         )  # fmt: skip
@@ -353,4 +413,8 @@ class Master:
         revision = max(
             [*(a.revision for a in self.agreements.values()), *(m.revision for m in self.roster.members.values()), 0]
         )
-        return Status(self.epoch, self.forming is not None, revision, self.seq, lines, losses)
+        names = {m.id: m.name for m in members}
+        return Status(
+            self.epoch, self.forming is not None, revision, self.seq, lines, losses,
+            self.links.links(list(ranks)), self.links.why(self._inside, lambda i: names[i]),
+        )  # fmt: skip

@@ -71,6 +71,8 @@ class Linked(Message, frozen=True, tag=2):
     epoch: int
     failed: tuple[int, ...] = ()
     round_trip_s: float = 0.0
+    lane: str = ""
+    """What the link is made of, for people."""
 
 
 class Topology(Message, frozen=True, tag=3):
@@ -101,6 +103,15 @@ class Complete(Message, frozen=True, tag=5):
 
     seq: int
     fault: str = ""
+
+
+class Probed(Message, frozen=True, tag=10):
+    """How fast data gets from me to that member; 0: not at all."""
+
+    epoch: int
+    to: int
+    bytes_per_s: float
+    round_trip_s: float
 
 
 class Bye(Message, frozen=True, tag=6):
@@ -196,6 +207,13 @@ class Crossed(Message, frozen=True, tag=25):
     error: str
 
 
+class Probe(Message, frozen=True, tag=29):
+    """Find out how fast data gets from you to this member."""
+
+    epoch: int
+    to: int
+
+
 class Expel(Message, frozen=True, tag=26):
     """The group goes on without you. `unfit`: because of your state; to come back with it won't help."""
 
@@ -224,6 +242,18 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     """Since its last sign of progress."""
     revision: int
     labels: dict[str, str]
+    lane: str = ""
+    """What its link to the next in the ring is made of."""
+
+
+class LinkStatus(msgspec.Struct, frozen=True, array_like=True):
+    """A link between two members as it was measured."""
+
+    source: int
+    target: int
+    bytes_per_s: float
+    """0: no way."""
+    round_trip_s: float
 
 
 class PastLoss(msgspec.Struct, frozen=True, array_like=True):
@@ -245,6 +275,9 @@ class Status(Message, frozen=True, tag=28):
     """In rank order, then those who wait."""
     losses: tuple[PastLoss, ...]
     """The newest first."""
+    links: tuple[LinkStatus, ...] = ()
+    ring_why: str = ""
+    """Why the ring has this order."""
 
 
 # -- peer -> peer -----------------------------------------------------------------------------------------------------
@@ -276,10 +309,20 @@ class Returned(Message, frozen=True, tag=42):
     slots: tuple[int, ...]
 
 
-FromPeer = Hello | Linked | Topology | Initiate | Complete | Broken | Bye
+class Filler(Message, frozen=True, tag=43):
+    """Nothing but bytes, to see how fast they come; answered when it is here."""
+
+    data: bytes
+
+
+class Filled(Message, frozen=True, tag=44):
+    """Filler has come."""
+
+
+FromPeer = Hello | Linked | Probed | Topology | Initiate | Complete | Broken | Bye
 ToMaster = FromPeer | Beat | AskStatus
-ToPeer = Welcome | Establish | View | Commence | Verdict | Crossed | Expel | Refuse
-OnLink = LinkHello | LinkAck | Returned
+ToPeer = Welcome | Establish | Probe | View | Commence | Verdict | Crossed | Expel | Refuse
+OnLink = LinkHello | LinkAck | Returned | Filler | Filled
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[Any, Any] = {kinds: msgspec.msgpack.Decoder(kinds) for kinds in (ToMaster, ToPeer | Status, OnLink)}

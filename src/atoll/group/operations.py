@@ -13,7 +13,7 @@ import numpy as np
 
 from atoll import codec as codecs
 from atoll.errors import Busy, InvalidTensor, ProtocolError
-from atoll.group.api import MOST_OPERATIONS, MOST_TAGS, Algorithm, Kind, Outcome, Ticket
+from atoll.group.api import MOST_OPERATIONS, MOST_TAGS, MOST_VOTES, Algorithm, Kind, Outcome, Ticket
 from atoll.group.ballots import SYNC
 from atoll.group.collectives.choice import choose
 from atoll.group.collectives.execution import REDUCE
@@ -56,17 +56,21 @@ class Collectives:
 
     def all_reduce(
         self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None,
-        timeout_s: float | None = None,
+        algorithm: Algorithm | None = None, timeout_s: float | None = None,
     ) -> Result:  # fmt: skip
-        """Combine everybody's `tensor` by sum, avg, prod, max or min; all get the same bits, in place or in `out`."""
-        return self.all_reduce_async(tensor, op, tag=tag, codec=codec, out=out).wait(timeout_s)
+        """Combine everybody's `tensor` by sum, avg, prod, max or min; all get the same bits, in place or in `out`.
+
+        `algorithm`: "direct", "halving" or "ring"; by default what takes the least time on links as they are.
+        """
+        return self.all_reduce_async(tensor, op, tag=tag, codec=codec, out=out, algorithm=algorithm).wait(timeout_s)
 
     def all_reduce_async(
-        self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None
-    ) -> Work:
+        self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None,
+        algorithm: Algorithm | None = None,
+    ) -> Work:  # fmt: skip
         """As `all_reduce`; the tensor must not be written until the work has been awaited."""
         target = tensor if out is None else out
-        return self._launch("all_reduce", tensor, tag, op, codec, target, _into(target))
+        return self._launch("all_reduce", tensor, tag, op, codec, target, _into(target), algorithm=algorithm)
 
     def reduce_scatter(
         self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None,
@@ -194,7 +198,7 @@ class Collectives:
         self._state = state
         tensors = StateTensors(state.tensors, state.free)
         payload = msgspec.msgpack.encode(state.note(tensors))
-        ticket = self._ticket("sync", 0, f"{SYNC} {self._name}".strip(), payload, tensor=tensors)
+        ticket = self._ticket("sync", 0, f"{SYNC} {self._name}" if self._scope else SYNC, payload, tensor=tensors)
 
         def deliver(outcome: Outcome) -> None:
             state.adopt(msgspec.msgpack.decode(outcome.payloads[0], type=Plan), tensors, outcome.value)
@@ -204,8 +208,9 @@ class Collectives:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _launch(
-        self, kind: Kind, tensor: Any, tag: int, op: str, codec: str | None, out: Any, put: Put, root: int = 0
-    ) -> Work:
+        self, kind: Kind, tensor: Any, tag: int, op: str, codec: str | None, out: Any, put: Put, root: int = 0,
+        algorithm: Algorithm | None = None,
+    ) -> Work:  # fmt: skip
         name = f"{kind} with tag {tag}:"
         flat = self._readable(tensor, name, codec if kind != "recv" else None)
         dtype = str(flat.dtype)
@@ -216,11 +221,13 @@ class Collectives:
         parts = [kind, op, dtype, str(flat.size), f"codec {codec or 'none'}"]
         what = " ".join(part for part in parts if part) + (f" root {root}" if kind == "broadcast" else "")
         world, rank = self.world, self.rank
-        algorithm: Algorithm = "direct"
-        if kind in _VOTED:
-            encoder = codecs.get(codec)
-            pace = self._membership.view.pace
-            algorithm = choose(kind, flat.nbytes, world, pace, hops=encoder is None or encoder.hops)
+        if algorithm is not None:
+            _check_algorithm(algorithm, codec)
+            what += f" {algorithm}"
+        elif kind in _VOTED:
+            algorithm = choose(kind, flat.nbytes, world, self._membership.view.pace, _hops(codec))
+        else:
+            algorithm = "direct"
         if algorithm == "votes":
             ticket = self._ticket(kind, tag, what, flat.tobytes(), op=op, root=root)
         else:
@@ -292,10 +299,24 @@ class Collectives:
             raise Busy("an update_topology that timed out is still voted for: call it again first")
         if sum(other[0] == self._scope for other in membership.unawaited) >= MOST_OPERATIONS:
             raise Busy(f"{MOST_OPERATIONS} operations are under way: await one first")
+        if len(membership.unawaited) >= MOST_VOTES:
+            raise Busy(f"{MOST_VOTES} operations are under way in all subgroups together: await one first")
         work = Work(ticket, key, membership, self.world, deliver, membership.port.now())
         membership.unawaited[key] = work
         membership.port.submit(ticket)
         return work
+
+
+def _hops(codec: str | None) -> bool:
+    encoder = codecs.get(codec)
+    return encoder is None or encoder.hops
+
+
+def _check_algorithm(algorithm: Algorithm, codec: str | None) -> None:
+    if algorithm not in ("direct", "halving", "ring"):
+        raise ValueError(f"algorithm must be direct, halving or ring, not {algorithm!r}")
+    if algorithm != "direct" and not _hops(codec):
+        raise ValueError(f"codec {codec} may be applied only once: algorithm must be direct, not {algorithm}")
 
 
 def _into(target: Any) -> Put:

@@ -14,6 +14,8 @@ from atoll.group.api import (
     LinkDown,
     LinkUp,
     MasterGone,
+    Measure,
+    Measured,
     Outcome,
     PeerAction,
     PeerEvent,
@@ -35,6 +37,8 @@ from atoll.group.messages import (
     Hello,
     Initiate,
     Linked,
+    Probe,
+    Probed,
     Refuse,
     Seat,
     ToMaster,
@@ -100,9 +104,15 @@ class Peer:
                 self._end(Refused(event.reason))
             case LinkUp():
                 if self.forming and event.epoch == self.forming.epoch:
-                    self._tell(Linked(event.epoch, round_trip_s=event.round_trip_s))
+                    self._tell(Linked(event.epoch, (), event.round_trip_s, event.lane))
             case LinkDown():
                 self._on_link_down(event)
+            case Probe():
+                if self.forming and event.epoch == self.forming.epoch:
+                    self._out.append(Measure(event.to))
+            case Measured():
+                if self.forming and event.epoch == self.forming.epoch:
+                    self._tell(Probed(event.epoch, event.id, event.bytes_per_s, event.round_trip_s))
             case DataDone():
                 self._on_data_done(event)
             case MasterGone():
@@ -180,7 +190,8 @@ class Peer:
     def _on_verdict(self, message: Verdict) -> None:
         running = self.running.pop(Series(message.scope, message.tag))
         error = Mismatch(message.error) if message.error else None
-        self._finish(running.ticket, Outcome(message.pending, None, error, message.payloads), running.run)
+        pending = None if message.scope else message.pending  # of a subgroup: the others would not know
+        self._finish(running.ticket, Outcome(pending, None, error, message.payloads), running.run)
 
     def _on_crossed(self, message: Crossed) -> None:
         outcome = Outcome(message.pending, error=Mismatch(message.error))

@@ -12,7 +12,7 @@ from typing import Final
 from atoll.group.messages import Beat, Bye, Hello, Loss, Seat
 
 STOPPED_S: Final = 3.0
-SILENT_S: Final = 3.0
+SILENT_S: Final = 2.5
 FIRST_BEAT_S: Final = 15.0
 SLOW_S: Final = 5.0
 AWAY_S: Final = 1.0

@@ -14,20 +14,21 @@ from atoll.group.master import Master as MasterPolicy
 from atoll.group.messages import ToMaster
 from atoll.group.roster import Gone, Tick
 from atoll.group.wire import GREETING, parse_address
+from atoll.net import tcp
 from atoll.net.channel import CONTROL, Channel
 from atoll.net.loop import SocketLoop
 
 log = logging.getLogger("atoll.master")
 
-TICK_S: Final = 0.5
+TICK_S: Final = 0.25
 
 
 class Master:
     """Listens at `address` ("host:port"; port 0: any free one). A context manager that runs it in a thread of its
-    own."""
+    own. `measure=False`: links between machines are not measured, and the ring has the order in which peers came."""
 
-    def __init__(self, address: str = "127.0.0.1:0") -> None:
-        self._policy = MasterPolicy(lambda: secrets.token_bytes(16))
+    def __init__(self, address: str = "127.0.0.1:0", *, measure: bool = True) -> None:
+        self._policy = MasterPolicy(lambda: secrets.token_bytes(16), measure)
         self._net = SocketLoop(GREETING)
         self._channels: dict[int, Channel] = {}
         self._last = 0
@@ -74,6 +75,7 @@ class Master:
         self._last += 1
         who = self._last
         self._channels[who] = channel
+        tcp.keep_watch(channel.sock)
         self._net.add(channel, lambda _, frame: self._heard(who, frame.here), lambda _, why: self._lost(who, why))
 
     def _heard(self, who: int, body: memoryview) -> None:

@@ -14,9 +14,10 @@ from atoll.errors import AtollError, ProtocolError
 from atoll.group.api import (
     EAGER_BYTES,
     EAGER_BYTES_SENT,
-    MOST_OPERATIONS,
+    MOST_VOTES,
     DataDone,
     Finish,
+    Measure,
     PeerEvent,
     Relink,
     RunKey,
@@ -26,7 +27,7 @@ from atoll.group.api import (
     Ticket,
     unvoted_parts,
 )
-from atoll.group.collectives.execution import Data, Execution, Key, copy
+from atoll.group.collectives.execution import SHARD_BYTES, Data, Execution, Key, copy
 from atoll.group.collectives.memory import Memory
 from atoll.group.collectives.rounds import LARGEST_FRAME, execution_for, value_of
 from atoll.group.messages import ToMaster
@@ -34,8 +35,8 @@ from atoll.group.peer import Peer
 from atoll.runtime.schedule import Send
 
 _LARGEST_EARLY: Final = 2 * EAGER_BYTES  # a codec may need more than the elements
-_MOST_EARLY_BYTES: Final = 4 * MOST_OPERATIONS * EAGER_BYTES_SENT
-_MOST_EARLY_RUNS: Final = 16 * MOST_OPERATIONS
+_MOST_EARLY_BYTES: Final = 2 * MOST_VOTES * EAGER_BYTES_SENT
+_MOST_EARLY_RUNS: Final = 2 * MOST_VOTES  # per member: each may be ahead of us with all it has under way
 _MOST_EARLY_FRAMES: Final = 4096
 
 Take = Callable[[], "memoryview | None"]
@@ -50,6 +51,9 @@ class Carrier(Protocol):
 
     def relink(self, to: Relink) -> None:
         """Close links of older epochs, dial the successor; a LinkUp or LinkDown follows."""
+
+    def measure(self, to: int) -> None:
+        """Find out how fast data gets to the member `to`; a Measured follows."""
 
     def send(self, to: int, seq: int, word: int, take: Take) -> None:
         """To the member `to`, over a link of this epoch, which is made if there is none."""
@@ -74,8 +78,8 @@ class Run:
 class Station:
     """One peer policy and its data phases."""
 
-    def __init__(self, peer: Peer, carrier: Carrier) -> None:
-        self.peer, self.carrier = peer, carrier
+    def __init__(self, peer: Peer, carrier: Carrier, shard_bytes: int = SHARD_BYTES) -> None:
+        self.peer, self.carrier, self._shard_bytes = peer, carrier, shard_bytes
         self.epoch = 0
         self.runs: dict[RunKey, Run] = {}
         self.frames = 0
@@ -87,6 +91,7 @@ class Station:
         self._early: dict[RunKey, list[tuple[int, int, memoryview]]] = {}
         """Frames (source, word, bytes) of such as have not started here."""
         self._early_bytes = 0
+        self._most_early_runs = _MOST_EARLY_RUNS
         self._resuming = self._again = False
 
     def feed(self, event: PeerEvent) -> None:
@@ -101,7 +106,10 @@ class Station:
                     self._started.clear()
                     self._early.clear()
                     self._early_bytes = 0
+                    self._most_early_runs = _MOST_EARLY_RUNS * max(1, len(action.ring))
                     self.carrier.relink(action)
+                case Measure():
+                    self.carrier.measure(action.id)
                 case Start():
                     self._start(action)
                 case Finish():
@@ -185,17 +193,19 @@ class Station:
 
     def _keep_early(self, run_key: RunKey, source: int, word: int, data: memoryview) -> None:
         """Held back in the link it could block one that is awaited first, so it waits here; there can't be many."""
+        if len(data) > _LARGEST_EARLY or len(self._early.get(run_key, ())) >= _MOST_EARLY_FRAMES:
+            raise ProtocolError(f"peer {source} sent more of a small operation than there is")
         self._early.setdefault(run_key, []).append((source, word, data))
         self._early_bytes += len(data)
-        if len(data) > _LARGEST_EARLY or len(self._early[run_key]) > _MOST_EARLY_FRAMES:
-            raise ProtocolError(f"peer {source} sent more of a small operation than there is")
-        while self._early_bytes > _MOST_EARLY_BYTES or len(self._early) > _MOST_EARLY_RUNS:
+        while self._early_bytes > _MOST_EARLY_BYTES or len(self._early) > self._most_early_runs:
             self._take_early(next(iter(self._early)))  # leftovers of operations that ended in a mismatch
 
     def _offer_early(self, run_key: RunKey) -> None:
         for source, word, data in self._take_early(run_key):
             run = self.runs.get(run_key)
-            if run is not None and not self._arrived(run_key, run, source, word, data):
+            if run is None or source not in run.start.ring:
+                continue
+            if not self._arrived(run_key, run, source, word, data):
                 self._keep_early(run_key, source, word, data)
 
     def _take_early(self, run_key: RunKey) -> list[tuple[int, int, memoryview]]:
@@ -213,7 +223,7 @@ class Station:
         else:
             self._started[unvoted[0]] = unvoted[1]
         try:
-            run = self.runs[start.run] = Run(execution_for(start, self.memory), start)
+            run = self.runs[start.run] = Run(execution_for(start, self.memory, self._shard_bytes), start)
         except (ValueError, AtollError) as error:
             self._fail(start.run, error)
             return

@@ -14,7 +14,7 @@ import numpy as np
 
 from atoll import rng
 from atoll.group import messages
-from atoll.group.api import Close, LinkDown, LinkUp, MasterGone, PeerEvent, Relink, Say, Ticket
+from atoll.group.api import Close, LinkDown, LinkUp, MasterGone, Measured, PeerEvent, Relink, Say, Ticket
 from atoll.group.master import Master
 from atoll.group.messages import Beat, Seat, ToMaster, ToPeer
 from atoll.group.peer import Peer
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TICK_S = 0.5
+PROBE_S = 0.1
+"""What measuring a link takes."""
 PATIENCE_S = 30.0
 """With nothing but ticks left for so long, which outlasts every limit of the master, programs are deadlocked."""
 
@@ -40,7 +42,8 @@ class World:
     which all links from one computer share.
 
     `cost` says how many seconds a `Node.compute` takes. `jitter`: how much longer a message may take, in latencies.
-    `tie_break`: a seed that permutes events of the same moment.
+    `tie_break`: a seed that permutes events of the same moment. `one_machine`: what peers say of themselves; else the
+    master has their links measured.
     """
 
     def __init__(
@@ -51,10 +54,12 @@ class World:
         bytes_per_s: float = 1e9,
         jitter: float = 0.0,
         tie_break: int | None = None,
+        one_machine: bool = True,
         cost: "Callable[[Op], float]" = lambda op: 0.0,
     ) -> None:
         self.loop = Loop(tie_break)
         self.seed, self.cost = seed, cost
+        self.machine = "this one" if one_machine else ""
         self.latency_s, self.bytes_per_s = latency_s, bytes_per_s
         self.master = Master(lambda: b"")
         self.outlet = Outlet(bytes_per_s)
@@ -215,7 +220,7 @@ class VirtualPort:
         self.process, self.world = process, process.world
         self.id = len(self.world.ports) + 1
         self.world.ports[self.id] = self
-        self.station = Station(Peer(Seat(0, "127.0.0.1", self.id)), self)
+        self.station = Station(Peer(Seat(0, "127.0.0.1", self.id, process.world.machine)), self)
         self.closed = False
         self.outlet = Outlet(self.world.bytes_per_s)
         self.to_master, self.from_master = self.world.link(self.outlet), self.world.link(self.world.outlet)
@@ -276,6 +281,12 @@ class VirtualPort:
         self._in = {key: wire for key, wire in self._in.items() if key[0] >= to.epoch >= 0}
         if to.successor is not None:
             self._dial(to.successor.id)
+
+    def measure(self, to: int) -> None:
+        wire = self._out.get(to) or self._dial(to)
+        found = Measured(wire.epoch, to, self.outlet.bytes_per_s, 2 * self.world.latency_s)
+        nbytes = round(PROBE_S * self.outlet.bytes_per_s)
+        self.world.link(self.outlet).carry(nbytes, self.process.call, self.heard, found)
 
     def _dial(self, to: int) -> _Wire:
         wire = self._out[to] = _Wire(self.station.epoch, self, self.world.ports[to])

@@ -9,16 +9,17 @@ import threading
 import time
 from typing import Final
 
-from atoll.errors import InvalidConfig, MasterLost
+from atoll.errors import AtollError, InvalidConfig, MasterLost
 from atoll.group import messages
 from atoll.group.api import LinkDown, MasterGone, PeerEvent, Relink, Ticket
+from atoll.group.collectives.execution import SHARD_BYTES
 from atoll.group.collectives.rounds import LARGEST_FRAME
 from atoll.group.helper import Helper
-from atoll.group.links import Links
+from atoll.group.links import CONNECTIONS, MOST_CONNECTIONS, Links
 from atoll.group.messages import Seat, Status, ToMaster, Welcome
 from atoll.group.peer import Peer
 from atoll.group.station import Station, Take
-from atoll.net import arena, doors
+from atoll.net import arena, capabilities, doors, tcp
 from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.driven import DrivenLoop
 from atoll.net.loop import Address, SocketLoop, local_host
@@ -57,21 +58,43 @@ def dial_master(address: str, timeout_s: float) -> socket.socket:
             time.sleep(0.2)
 
 
+def _resolved(host: str) -> str:
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise InvalidConfig(f"{host!r} is no address that others could dial: {error.strerror}") from None
+
+
 class Wire:
     """A `Port` over TCP. `start_helper=False`: nobody reports for us, so a stopped process isn't noticed (tests)."""
 
     def __init__(
-        self, address: str, *, timeout_s: float = 30.0, start_helper: bool = True, shared_memory: bool = True
+        self,
+        address: str,
+        *,
+        timeout_s: float = 30.0,
+        listen: str = "",
+        advertise: str = "",
+        start_helper: bool = True,
+        shared_memory: bool = True,
+        connections: int = CONNECTIONS,
     ) -> None:
+        if not 1 <= connections <= MOST_CONNECTIONS:
+            raise InvalidConfig(f"connections={connections}: a link has 1 to {MOST_CONNECTIONS}")
+        listen_at = parse_address(listen) if listen else None
+        advertised = parse_address(advertise) if advertise else None
         sock = dial_master(address, timeout_s)
+        tcp.keep_watch(sock)
         self._net = SocketLoop(GREETING)
         self._control = Channel(sock, GREETING)
-        host, port = self._net.listen(local_host(self._control), 0, self._accepted)
+        host, port = self._listen(*(listen_at or (local_host(self._control), 0)))
+        if advertised:
+            host, port = _resolved(advertised[0]), advertised[1] or port
         local = shared_memory and arena.available()
         door = doors.open_door(self._net, LARGEST_FRAME, self._accepted) if local else ""
         self._peer = Peer(Seat(0, host, port, arena.machine() if local else "", door))
-        self._station = Station(self._peer, self)
-        self._links = Links(self._net, self._station, local)
+        self._station = Station(self._peer, self, capabilities.best_shard_bytes() if local else SHARD_BYTES)
+        self._links = Links(self._net, self._station, local, connections)
         self._net.add(self._control, self._master_said, self._master_gone)
         self._net.expect_greeting(self._control)
         self._corked = False
@@ -105,6 +128,16 @@ class Wire:
         self._links.close()
         if self._helper:
             self._helper.close()
+
+    def _listen(self, host: str, port: int) -> Address:
+        try:
+            return self._net.listen(host, port, self._accepted)
+        except OSError as error:
+            self._net.close()
+            self._control.close()
+            raise AtollError(
+                f"can't listen for peers on {host}, port {port} ({error.strerror}): choose another"
+            ) from None
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -163,6 +196,9 @@ class Wire:
 
     def relink(self, to: Relink) -> None:
         self._links.relink(to)
+
+    def measure(self, to: int) -> None:
+        self._links.measure(to)
 
     def send(self, to: int, seq: int, word: int, take: Take) -> None:
         self._links.send(to, seq, word, take)

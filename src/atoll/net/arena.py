@@ -60,7 +60,9 @@ class Arena:
         return len(self._free)
 
     def lend(self, data: memoryview) -> int:
-        """Copy `data` into a free slot, for one borrower. IndexError: there is none."""
+        """Copy `data` into a free slot, for one borrower. IndexError: there is none. ValueError: it is too large."""
+        if len(data) > self.slot_bytes:
+            raise ValueError(f"{len(data)} bytes don't fit into a slot of {self.slot_bytes}")
         slot = self._free.pop()
         self._borrowers[slot] = 1
         start = slot * self.slot_bytes

@@ -178,7 +178,7 @@ class Channel:
                 raise ProtocolError(f"a message of {length} bytes; at most {LARGEST_CONTROL} are allowed")
             return memoryview(bytearray(length))
         if length & LENT:
-            if self.lender is None:
+            if self.lender is None or self.place is _no_data:
                 raise ProtocolError("a frame in memory that we may not read")
             return memoryview(bytearray(WHERE.size))
         found = self.place(self._sequence, self._word, length)
@@ -238,6 +238,7 @@ class Channel:
             pass
 
     def close(self) -> None:
-        """Close the socket; what is still queued is gone."""
+        """Close the socket, let go of the other side's memory; what is still queued is gone."""
         self.outgoing.clear()
+        self.place, self.lender = _no_data, None
         self.sock.close()

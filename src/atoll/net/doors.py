@@ -31,13 +31,17 @@ def open_door(loop: SocketLoop, slot_bytes: int, accepted: Callable[[Channel], N
 
     def came(sock: socket.socket) -> None:
         sock.setblocking(False)
+        pid, uid = _who_dials(sock)
+        if uid != os.getuid():
+            log.info("a local connection of another user's process was closed")
+            sock.close()
+            return
 
         def readable() -> None:
             loop.cancel(expiry)
             loop.unwatch(sock)
             try:
-                pid, memory = _receive_memory(sock)
-                tenant = Tenant(memory, slot_bytes)
+                tenant = Tenant(_receive_memory(sock), slot_bytes)
             except (OSError, ProtocolError) as error:
                 log.info("a local connection ended unused: %s", error)
                 sock.close()
@@ -81,15 +85,17 @@ def knock(
     return cancel
 
 
-def _receive_memory(sock: socket.socket) -> tuple[int, int]:
-    """Who dials, and the descriptor that came with the first byte."""
+def _who_dials(sock: socket.socket) -> tuple[int, int]:
+    """Process and user, as the kernel knows them."""
+    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid
+
+
+def _receive_memory(sock: socket.socket) -> int:
+    """The descriptor that came with the first byte."""
     data, fds, _, _ = socket.recv_fds(sock, 1, 1, socket.MSG_CMSG_CLOEXEC)
     for extra in fds[1:]:
         os.close(extra)
     if not data or not fds:
         raise ProtocolError("no memory came with the first byte")
-    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    if uid != os.getuid():
-        os.close(fds[0])
-        raise ProtocolError("another user's process")
-    return pid, fds[0]
+    return fds[0]

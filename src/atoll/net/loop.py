@@ -256,12 +256,14 @@ class SocketLoop:
             self.turn(end - time.monotonic())
 
     def close(self) -> None:
-        """Close every socket."""
+        """Close every socket, those too that are no channels yet; no timer fires any more."""
         for channel in list(self.channels):
             self.remove(channel)
+        watched = [key.fileobj for key in (self._selector.get_map() or {}).values()]
         self._selector.close()
-        for sock in self._sockets:
-            sock.close()
+        self._timers.clear()
+        for sock in [*self._sockets, *watched]:
+            sock.close()  # type: ignore[union-attr]
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

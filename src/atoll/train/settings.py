@@ -32,7 +32,7 @@ class TrainSettings:
     """Local steps between exchanges (diloco)."""
     delay: Literal[0, 1] = 0
     """1: apply each exchange one exchange later, so that it travels while the next steps compute."""
-    codec: Literal["none", "bf16", "uint8"] = "none"
+    codec: Literal["none", "bf16", "uint8", "uint8-zero", "int4"] = "none"
     """How numbers travel: as they are, or in 2 bytes, or in 1."""
     steps: int = 200
     """Local steps of each peer."""

@@ -4,6 +4,7 @@ All members choose alike, since all that counts is agreed on: kind and size in t
 View. Costs after Thakur, Rabenseifner and Gropp (2005), with the vote of all members added.
 """
 
+import functools
 from typing import Final
 
 from atoll.group.api import (
@@ -24,6 +25,7 @@ _FAR_BYTES_PER_S: Final = 2.5e6
 """Assumed of a link longer than `_NEAR_S` whose rate nobody has measured: 20 Mbit/s, a home's way out."""
 
 
+@functools.lru_cache(1 << 10)
 def choose(kind: Kind, nbytes: int, world: int, pace: Pace, hops: bool = True) -> Algorithm:
     """`nbytes`: what each member gives. `hops`: may a piece be encoded anew at each hop?"""
     if nbytes <= IN_VOTE_BYTES and nbytes * world <= IN_VERDICT_BYTES:

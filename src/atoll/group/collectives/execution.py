@@ -17,8 +17,8 @@ from atoll.group.collectives.memory import Memory
 from atoll.runtime.schedule import Compute, Lane, Schedule, Send
 
 Array = NDArray[Any]
-_AT_ONCE: Final = 512 << 10
-"""Bytes that are fetched and combined together, so that they are still in the processor's cache."""
+SHARD_BYTES: Final = 512 << 10
+"""What is fetched and combined together, so that it is still in the processor's cache."""
 Key = tuple[int, int, bool]
 """(source, piece, reduce): by it a frame finds the step that waits for it."""
 
@@ -67,6 +67,7 @@ class Execution:
         codec: Codec | None = None,
         check: Callable[[Array], str] | None = None,
         memory: Memory | None = None,
+        shard_bytes: int = SHARD_BYTES,
     ) -> None:
         self.source, self.result = source, result
         self.done = False
@@ -75,6 +76,7 @@ class Execution:
             schedule, pieces, world, op, codec, check,
         )  # fmt: skip
         self._memory = memory or Memory()
+        self._shard_bytes = shard_bytes
         self._unfinished = len(schedule)
         self._waiting: dict[Key, Lane] = {}
         self._places: dict[Key, memoryview] = {}
@@ -137,8 +139,9 @@ class Execution:
                 self._encoded[piece] = arrived
         elif reduce:
             newest = self._newest(piece)
-            for at in range(0, part.size, _AT_ONCE // part.itemsize):
-                few = slice(at, at + _AT_ONCE // part.itemsize)
+            shard = self._shard_bytes // part.itemsize
+            for at in range(0, part.size, shard):
+                few = slice(at, at + shard)
                 self._reduce(newest[few], self._values(data, part[few], few.start), part[few])
         elif borrowed:
             copy(data, _bytes(part))
@@ -163,7 +166,7 @@ class Execution:
             here: Array = np.asarray(data[at : at + like.nbytes]).view(like.dtype)
             return here
         if self._scratch is None:
-            self._scratch = self._memory.empty(_AT_ONCE, np.uint8)
+            self._scratch = self._memory.empty(self._shard_bytes, np.uint8)
         scratch = self._scratch[: like.nbytes]
         data.read(at, _bytes(scratch))
         values: Array = scratch.view(like.dtype)
@@ -218,17 +221,21 @@ class Execution:
             self._written[piece] = True
 
 
-def combined(rows: list[Array], op: str) -> Array:
-    """All rows in rank order, combined: the same bits wherever it is computed."""
-    result = rows[0].copy()
+def combined(rows: list[Array], op: str, out: Array | None = None) -> Array:
+    """All rows in rank order, combined: the same bits wherever it is computed. `out` is none of the rows."""
+    first, rest = rows[0], rows[1:]
+    result = np.empty_like(first) if out is None else out
     with np.errstate(all="ignore"):
-        for row in rows[1:]:
+        for row in rest:
             if op in ("max", "min"):  # vector units differ in the sign of max(-0, 0); this spells it out
-                better = row > result if op == "max" else row < result
-                np.copyto(result, row, where=better | (row != row))
+                better = row > first if op == "max" else row < first
+                np.copyto(result, np.where(better | (row != row), row, first))
             else:
-                REDUCE[op](result, row, out=result)
-    if op == "avg" and len(rows) > 1:
+                REDUCE[op](first, row, out=result)
+            first = result
+    if not rest:
+        result[...] = first
+    elif op == "avg":
         divide(result, len(rows))
     return result
 

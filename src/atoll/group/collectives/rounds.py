@@ -10,11 +10,11 @@ from atoll import codec
 from atoll.errors import Mismatch
 from atoll.group.api import Start, Ticket
 from atoll.group.collectives import schedules
-from atoll.group.collectives.execution import Array, Execution, combined, cut
+from atoll.group.collectives.execution import SHARD_BYTES, Array, Execution, combined, cut
 from atoll.group.collectives.memory import Memory
 from atoll.group.election import Plan
 from atoll.group.state import StateTensors
-from atoll.runtime.schedule import Schedule
+from atoll.runtime.schedule import Lane, Schedule
 
 BLOCK: Final = 1 << 20
 """Bytes that travel as one frame: smaller ones cost a turn each, larger ones leave links idle."""
@@ -24,9 +24,9 @@ LARGEST_FRAME: Final = 2 * BLOCK + BLOCK // 2
 """A block, and what a codec adds to few elements."""
 
 
-def execution_for(start: Start, memory: Memory) -> Execution:
+def execution_for(start: Start, memory: Memory, shard_bytes: int = SHARD_BYTES) -> Execution:
     """The data phase that `start` asks for."""
-    return _Rounds(start, memory).execution()
+    return _Rounds(start, memory, shard_bytes).execution()
 
 
 def value_of(ticket: Ticket, run: Execution, rank: int, world: int) -> Array | None:
@@ -34,7 +34,10 @@ def value_of(ticket: Ticket, run: Execution, rank: int, world: int) -> Array | N
     if ticket.kind == "send":
         return None
     if ticket.kind == "all_reduce" and ticket.eager:
-        return combined(np.split(run.result, world), ticket.op)
+        size = ticket.tensor.size
+        others = [run.result[at : at + size] for at in range(0, run.result.size, size)]
+        rows = others if len(others) == world else [*others[:rank], ticket.tensor, *others[rank:]]
+        return combined(rows, ticket.op, ticket.out)
     if ticket.kind == "all_to_all":
         taken: Array = run.result[ticket.tensor.size :]
         return taken
@@ -86,8 +89,8 @@ def _lanes(nbytes: int) -> int:
 class _Rounds:
     """One operation's way to its execution, kind by kind."""
 
-    def __init__(self, start: Start, memory: Memory) -> None:
-        self.start, self.memory = start, memory
+    def __init__(self, start: Start, memory: Memory, shard_bytes: int) -> None:
+        self.start, self.memory, self.shard_bytes = start, memory, shard_bytes
         self.ticket = start.ticket
         self.rank, self.world = start.rank, len(start.ring)
         self.codec = codec.get(start.ticket.codec)
@@ -107,12 +110,16 @@ class _Rounds:
         return made
 
     def all_reduce(self) -> Execution:
-        if self.ticket.eager:  # everybody gets all there is and combines it himself
-            return self.gathering(
-                schedules.direct_all_gather,
-                self.memory.empty(self.ticket.tensor.size * self.world, self.ticket.tensor.dtype),
-            )
         source: Array = self.ticket.tensor
+        if self.ticket.eager:  # everybody gets all there is and combines it himself
+            if self.codec:
+                result = self.memory.empty(source.size * self.world, source.dtype)
+                return self.gathering(schedules.direct_all_gather, result)
+            steps = schedules.direct_all_gather(self.rank, self.world)
+            result = self.memory.empty(source.size * (self.world - 1), source.dtype)
+            pieces = cut(0, result.size, self.world - 1)
+            pieces.insert(self.rank, slice(0, source.size))  # ours stays where it is
+            return self.over(steps, source, result, pieces)
         make = {
             "ring": schedules.ring_all_reduce,
             "direct": schedules.direct_all_reduce,
@@ -181,19 +188,25 @@ class _Rounds:
         """The dirty tensors as one run of bytes, checked against the elected digests before anybody votes for them."""
         plan = msgspec.msgpack.decode(self.start.plan, type=Plan)
         state: StateTensors = self.ticket.tensor
-        chain = [(plan.root + i) % self.world for i in range(plan.hops + 1)]
-        if self.rank not in chain:
+        mine = [chain for chain in plan.chains if self.rank in chain]
+        if not mine:
             nothing = np.empty(0, np.uint8)
             return Execution([], nothing, nothing, [], world=self.world)
-        place = chain.index(self.rank)
+        gives = any(chain[0] == self.rank for chain in mine)
         nbytes = state.nbytes(plan.dirty)
-        buffer = self.memory.empty(nbytes, np.uint8) if place else state.pack(plan.dirty)
-        pieces = cut(0, nbytes, _lanes(nbytes))
+        buffer = state.pack(plan.dirty) if gives else self.memory.empty(nbytes, np.uint8)
+        pieces: list[slice] = []
+        steps: list[Lane] = []
+        for chain, part in zip(plan.chains, cut(0, nbytes, len(plan.chains)), strict=True):
+            few = cut(part.start, part.stop, _lanes(part.stop - part.start))
+            numbers = range(len(pieces), len(pieces) + len(few))
+            pieces += few
+            if self.rank in chain:
+                steps += schedules.broadcast(chain.index(self.rank), chain, numbers)
 
         def check(received: Array) -> str:
-            return state.check(plan.dirty, plan.digests, received) if place else ""
+            return "" if gives else state.check(plan.dirty, plan.digests, received)
 
-        steps = schedules.broadcast(place, chain, range(len(pieces)))
         return Execution(steps, buffer, buffer, pieces, world=self.world, check=check, memory=self.memory)
 
     # -- parts ------------------------------------------------------------------------------------------------------
@@ -225,5 +238,6 @@ class _Rounds:
     ) -> Execution:
         op = self.ticket.op if op is None else op
         return Execution(
-            steps, source, result, pieces, world=self.world, op=op or "sum", codec=self.codec, memory=self.memory
-        )
+            steps, source, result, pieces, world=self.world, op=op or "sum", codec=self.codec, memory=self.memory,
+            shard_bytes=self.shard_bytes,
+        )  # fmt: skip

@@ -4,7 +4,7 @@ Data is cut into `world` chunks, one per rank, each into `lanes` pieces (number 
 the whole algorithm on its pieces, so that one piece goes on while the next is still on its way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from atoll.runtime.schedule import Compute, Lane, Recv, Schedule, Send, Step
 
@@ -65,7 +65,7 @@ def _ring_gather(rank: int, world: int, piece: Piece, own: int) -> Iterator[Step
         yield Recv(before, piece(own - hop - 1))
 
 
-def broadcast(place: int, chain: list[int], pieces: range) -> Schedule:
+def broadcast(place: int, chain: Sequence[int], pieces: range) -> Schedule:
     """Pieces travel along a chain of ranks, one behind the other; `place`: ours in it, 0 for the root."""
 
     def lane(piece: int) -> Lane:

@@ -97,3 +97,29 @@ def elections(say: Say) -> Iterator[Line]:
 
     mixed = _sync_all(3, lambda r: atoll.SharedState({"w": _fill(1.0)}, strategy="send" if r == 1 else "popular"))
     yield line("8i", "mixing strategies expels the one that breaks the rule", ["ok", "Unfit", "ok"], kinds(mixed))
+
+
+def peer_groups(say: Say) -> Line:
+    """Four peers as a grid: the same keys in two subgroups, both synced at once, each by an election of its own."""
+    say("subgroups")
+
+    def body(group: atoll.Group) -> tuple[float, float, int]:
+        row = group.subgroup(f"row {group.rank // 2}")
+        column = group.subgroup(f"column {group.rank % 2}")
+        state = atoll.SharedState({"w": _fill(float(group.rank))}, revision=3 * row.rank)
+        row.sync(state)  # the higher revision wins: that of the second in each row
+        held = float(state.tensors["w"][0])
+        x = _fill(float(group.rank))
+        column.all_reduce(x, "sum")
+        group.barrier()
+        return held, float(x[0]), state.revision
+
+    found = run_peers(4, body)
+    expected = [(1.0, 2.0, 3), (1.0, 4.0, 3), (3.0, 2.0, 3), (3.0, 4.0, 3)]
+    return Line(
+        "8p",
+        "peer groups: the same keys in two, syncs at once in two, sums along the other axis",
+        "each row its own state",
+        "as expected on 4 peers" if found == expected else str(found),
+        judged(found == expected),
+    )

@@ -1,0 +1,57 @@
+"""Driver: all-reduce beside torch's gloo on this machine, in the same run. (PCCL, "Done when" 6.)"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.rivals import Settings, Spec, Task, Times, Way, compare, start_here
+
+_WAYS = (Way("atoll", "near"), Way("TCP", "far"), Way("gloo"))
+
+
+def speed(full: bool, say: Say) -> Iterator[Line]:
+    """Small and large, two and four peers; votes included; shared memory, and TCP alone."""
+    rounds = 15 if full else 5
+    sizes = {4 << 10: (rounds, 100), 256 << 10: (rounds, 40), 64 << 20: (rounds, 2)}
+    if full:
+        sizes[256 << 20] = (5, 1)
+    found: dict[tuple[int, int, str], Times] = {}
+    for world in (2, 4):
+        say(f"all-reduces of {world} peers beside gloo")
+        tasks = tuple(Task(n, r, repeat, _WAYS) for n, (r, repeat) in sizes.items())
+        with ExitStack() as stack:
+            near, far = (_master(stack) for _ in range(2))
+            groups = {"near": Settings(near), "far": Settings(far, shared_memory=False)}
+            for times in compare(Spec(world, groups, tasks), start_here):
+                found[world, times.nbytes, times.way] = times
+
+    def line(number: str, nbytes: int, expected: float, way: str) -> Line:
+        parts, worst = [], float("inf")
+        for world in (2, 4):
+            ours, gloo = found[world, nbytes, way], found[world, nbytes, "gloo"]
+            ratio = gloo.median_s / ours.median_s
+            worst = min(worst, ratio)
+            parts.append(f"W={world}: {ours.spread} against {gloo.spread}: {ratio:.2f}x")
+        size = f"{nbytes >> 20} MiB" if nbytes >= 1 << 20 else f"{nbytes >> 10} KiB"
+        what = "all-reduce, votes included, TCP only" if way == "TCP" else "all-reduce, votes included"
+        claim = f"{size} {what}: gloo's time over ours"
+        return Line(number, claim, f">= {expected}x", "; ".join(parts), judged(worst >= expected))
+
+    yield line("6a", 4 << 10, 1.0, "atoll")
+    yield line("6b", 256 << 10, 1.0, "atoll")
+    yield line("6c", 64 << 20, 0.8, "TCP")
+    yield line("6c", 64 << 20, 1.3, "atoll")
+    if full:
+        yield line("6c", 256 << 20, 0.8, "TCP")
+        yield line("6c", 256 << 20, 1.3, "atoll")
+
+
+def _master(stack: ExitStack) -> str:
+    argv = [sys.executable, "-m", "atoll", "master", "--listen", "127.0.0.1:0", "--json"]
+    process = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
+    stack.callback(process.kill)
+    assert process.stdout is not None
+    return str(json.loads(process.stdout.readline())["address"])
