@@ -126,6 +126,7 @@ def build(seed: int) -> tuple[World, Traces]:
         bytes_per_s=dice.choice([1e6, 1e9]),
         jitter=dice.choice([0.0, 1.0, 5.0]),
         tie_break=seed,
+        one_machine=dice.random() < 0.5,  # else the master has links measured
     )
     traces: Traces = {}
     n, steps, min_world = dice.randint(2, 5), dice.randint(3, 20), dice.choice([1, 1, 2])

@@ -58,9 +58,10 @@ def dial_master(address: str, timeout_s: float) -> socket.socket:
             time.sleep(0.2)
 
 
-def _resolved(host: str) -> str:
+def _resolved(address: str) -> Address:
+    host, port = parse_address(address)
     try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]), port
     except OSError as error:
         raise InvalidConfig(f"{host!r} is no address that others could dial: {error.strerror}") from None
 
@@ -82,14 +83,14 @@ class Wire:
         if not 1 <= connections <= MOST_CONNECTIONS:
             raise InvalidConfig(f"connections={connections}: a link has 1 to {MOST_CONNECTIONS}")
         listen_at = parse_address(listen) if listen else None
-        advertised = parse_address(advertise) if advertise else None
+        advertised = _resolved(advertise) if advertise else None
         sock = dial_master(address, timeout_s)
         tcp.keep_watch(sock)
         self._net = SocketLoop(GREETING)
         self._control = Channel(sock, GREETING)
         host, port = self._listen(*(listen_at or (local_host(self._control), 0)))
         if advertised:
-            host, port = _resolved(advertised[0]), advertised[1] or port
+            host, port = advertised[0], advertised[1] or port
         local = shared_memory and arena.available()
         door = doors.open_door(self._net, LARGEST_FRAME, self._accepted) if local else ""
         self._peer = Peer(Seat(0, host, port, arena.machine() if local else "", door))
