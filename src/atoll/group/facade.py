@@ -65,7 +65,8 @@ class Group(Collectives):
         return self._membership.view.epoch
 
     def peers_pending(self) -> bool:
-        """Does somebody wait to be let in? Local and free; all members read the same value after the same outcome."""
+        """Does somebody wait to be let in? Local and free; all members read the same value after the same outcome of
+        the whole group. Those of a subgroup don't change it."""
         return self._membership.pending
 
     def update_topology(self, timeout_s: float | None = None) -> None:
