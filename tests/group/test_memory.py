@@ -6,6 +6,7 @@ import threading
 import tracemalloc
 import weakref
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -185,7 +186,7 @@ def test_two_live_arrays_never_overlap(actions: list[tuple[str, int, int]], larg
             del live[which % len(live)]
         x = None
         spans = sorted((place(x), place(x) + len(x)) for x, _ in live)
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     for x, value in live:
         assert (x == value).all()
 

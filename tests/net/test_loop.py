@@ -12,6 +12,7 @@ import pytest
 
 from atoll.net import loop as loop_module
 from atoll.net import preamble
+from atoll.net.bucket import TokenBucket
 from atoll.net.channel import CONTROL, HEADER, Channel, Frame
 from atoll.net.loop import SocketLoop, local_host
 from atoll.net.preamble import Greeting
@@ -467,3 +468,25 @@ def test_an_idle_loop_uses_no_processor(loop: SocketLoop, monkeypatch: pytest.Mo
     assert turns <= 2
     assert full.outgoing
     assert held.held
+
+
+def test_a_channel_with_a_bucket_keeps_to_its_rate_and_sleeps_in_between(
+    loop: SocketLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, channel, _ = attach(loop)
+    channel.bucket = TokenBucket(2e6)
+    data = bytes(range(256)) * 2000
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(receive(other, HEADER.size + len(data))))
+    reader.start()
+    turns = 0
+    began = time.monotonic()
+    loop.send(channel, CONTROL, data)
+    while channel.outgoing:
+        loop.turn(1.0)
+        turns += 1
+    took = time.monotonic() - began
+    reader.join(5.0)
+    assert read == [message(data)]
+    assert took > 0.8 * (len(data) - channel.bucket.burst) / 2e6
+    assert turns < 4 * len(data) / channel.bucket.burst, "it is busy while it waits"

@@ -37,6 +37,8 @@ class JoinSettings(TrainSettings):
     """HOST:PORT of the master."""
     connections: int = CONNECTIONS
     """TCP connections of a link longer than 5 ms."""
+    upload_mbit: float = 0.0
+    """Send other machines no more than so many Mbit/s of data. 0: as much as the link takes."""
     name: str = ""
     """How this peer is called in tables and messages. Default: the host's name and the process id."""
     min_world: int = 1
@@ -105,6 +107,7 @@ def _train(settings: JoinSettings, name: str, run: RunDir, report: Callable[...,
             listen=settings.listen,
             advertise=settings.advertise,
             connections=settings.connections,
+            upload_bytes_per_s=settings.upload_mbit * 1e6 / 8 or None,
         )
 
     trainer.run(enter)

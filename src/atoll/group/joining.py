@@ -20,6 +20,7 @@ def join(
     advertise: str = "",
     shared_memory: bool = True,
     connections: int = CONNECTIONS,
+    upload_bytes_per_s: float | None = None,
 ) -> Group:
     """Enter the group of the master at `address` ("host:port"); returns when a ring stands that has us in it.
 
@@ -27,6 +28,7 @@ def join(
     where other peers reach us; by default the address that faces the master, any port. `advertise`: the "host:port"
     they are told to dial, where that is another (a forwarded port; port 0: the one we listen on). `shared_memory`: use
     it with peers of the same machine. `connections`: how many TCP connections a link of more than 5 ms gets.
+    `upload_bytes_per_s`: send other machines no more data than that; what stays on this one, and votes, don't count.
 
     Errors: `MasterLost` (nobody answers), `Refused`, `DeadlineExceeded` (no ring within `timeout_s`).
     """
@@ -38,6 +40,6 @@ def join(
         patience_s = 30.0 if timeout_s is None else timeout_s
         port = Wire(
             address, timeout_s=patience_s, listen=listen, advertise=advertise, shared_memory=shared_memory,
-            connections=connections,
+            connections=connections, upload_bytes_per_s=upload_bytes_per_s,
         )  # fmt: skip
     return Group.enter(port, min_world=min_world, name=name, labels=labels, timeout_s=timeout_s)

@@ -23,6 +23,7 @@ from atoll.group.station import Station, Take
 from atoll.group.ways import Copies, InPlace, Shared, Stream, Way
 from atoll.net import arena, doors, tcp
 from atoll.net.arena import Arena, Tenant
+from atoll.net.bucket import TokenBucket
 from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.loop import SocketLoop
 from atoll.net.neighbour import Neighbour, address_of
@@ -84,10 +85,13 @@ class _Measurement:
 
 
 class Links:
-    """All links of a peer. `local`: lend shared memory to peers of this machine. `connections`: of a long link."""
+    """All links of a peer. `local`: lend shared memory to peers of this machine. `connections`: of a long link.
+    `upload`: what all links may send together."""
 
-    def __init__(self, net: SocketLoop, station: Station, local: bool, connections: int) -> None:
-        self._net, self._station, self._connections = net, station, connections
+    def __init__(
+        self, net: SocketLoop, station: Station, local: bool, connections: int, upload: TokenBucket | None
+    ) -> None:
+        self._net, self._station, self._connections, self._upload = net, station, connections, upload
         self._copies = Copies(Arena(_SLOTS, LARGEST_FRAME)) if local else None
         self._proof = os.urandom(_PROOF_BYTES)
         """Lies where only who can read our memory sees it."""
@@ -189,6 +193,8 @@ class Links:
         self._dialled(epoch, out, channel, address_of(memoryview(self._proof)))
 
     def _dialled(self, epoch: int, out: _Out, channel: Channel, address: int = 0) -> None:
+        if out.way.long:
+            channel.bucket = self._upload
         out.channels.append(channel)
         self._listen(epoch, out, channel)
         hello = LinkHello(epoch, self._station.peer.id, self._key, address, self._proof if address else b"")

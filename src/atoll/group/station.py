@@ -8,7 +8,7 @@ A frame is known by the number of its data phase and a word that names its piece
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from atoll.errors import AtollError, ProtocolError
 from atoll.group.api import (
@@ -73,6 +73,8 @@ class Run:
     start: Start
     lent: list[memoryview] = field(default_factory=list)
     """What others may still read where it is."""
+    value: Any = None
+    """What the program gets, made while the verdict is on its way."""
 
 
 class Station:
@@ -240,6 +242,8 @@ class Station:
             self._send(run_key, run, step)
         if run.execution.done:
             self.feed(DataDone(run_key))
+            if run_key in self.runs:
+                run.value = self._value(run)
         else:
             self.resume()
 
@@ -263,13 +267,16 @@ class Station:
         self.feed(DataDone(run_key, str(error)))
         self.resume()
 
+    def _value(self, run: Run) -> Any:
+        return value_of(run.start.ticket, run.execution, run.start.rank, len(run.start.ring))
+
     def _finish(self, action: Finish) -> None:
         assert action.ticket.outcome is None, "a ticket was answered twice"
         run = self.runs.pop(action.run, None) if action.run else None
         outcome = action.outcome
         if run is not None and outcome.error is None:
-            ran, start = run.execution, run.start
-            value = value_of(action.ticket, ran, start.rank, len(start.ring))
+            ran = run.execution
+            value = self._value(run) if run.value is None else run.value
             outcome = replace(outcome, value=value, sent=ran.sent, received=ran.received)
         action.ticket.outcome = outcome
         self.carrier.wake(action.ticket)

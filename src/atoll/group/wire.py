@@ -20,6 +20,7 @@ from atoll.group.messages import Seat, Status, ToMaster, Welcome
 from atoll.group.peer import Peer
 from atoll.group.station import Station, Take
 from atoll.net import arena, capabilities, doors, tcp
+from atoll.net.bucket import TokenBucket
 from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.driven import DrivenLoop
 from atoll.net.loop import Address, SocketLoop, local_host
@@ -58,6 +59,13 @@ def dial_master(address: str, timeout_s: float) -> socket.socket:
             time.sleep(0.2)
 
 
+def _bucket(bytes_per_s: float) -> TokenBucket:
+    try:
+        return TokenBucket(bytes_per_s)
+    except ValueError as error:
+        raise InvalidConfig(f"upload limit: {error}") from None
+
+
 def _resolved(address: str) -> Address:
     host, port = parse_address(address)
     try:
@@ -79,9 +87,11 @@ class Wire:
         start_helper: bool = True,
         shared_memory: bool = True,
         connections: int = CONNECTIONS,
+        upload_bytes_per_s: float | None = None,
     ) -> None:
         if not 1 <= connections <= MOST_CONNECTIONS:
             raise InvalidConfig(f"connections={connections}: a link has 1 to {MOST_CONNECTIONS}")
+        upload = None if upload_bytes_per_s is None else _bucket(upload_bytes_per_s)
         listen_at = parse_address(listen) if listen else None
         advertised = _resolved(advertise) if advertise else None
         sock = dial_master(address, timeout_s)
@@ -95,7 +105,7 @@ class Wire:
         door = doors.open_door(self._net, LARGEST_FRAME, self._accepted) if local else ""
         self._peer = Peer(Seat(0, host, port, arena.machine() if local else "", door))
         self._station = Station(self._peer, self, capabilities.best_shard_bytes() if local else SHARD_BYTES)
-        self._links = Links(self._net, self._station, local, connections)
+        self._links = Links(self._net, self._station, local, connections, upload)
         self._net.add(self._control, self._master_said, self._master_gone)
         self._net.expect_greeting(self._control)
         self._corked = False

@@ -8,12 +8,14 @@ there: the length then has its highest bit set, and all that follows is where.
 
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Protocol
 
 from atoll.errors import ProtocolError, Refused
 from atoll.net import preamble, tcp
+from atoll.net.bucket import TokenBucket
 from atoll.net.neighbour import Remote
 
 HEADER: Final = struct.Struct("<QII")
@@ -72,6 +74,10 @@ class Channel:
         """Bytes that wait to leave."""
         self.refused = False
         """True when the other side is atoll, but of another wire version."""
+        self.bucket: TokenBucket | None = None
+        """Lets no more through than a rate; None: whatever the socket takes."""
+        self.paused_s = 0.0
+        """Not 0: the bucket is empty for so long. Whoever flushes waits and sets it back."""
         self.held = False
         """True while a data frame has no place."""
         self._buffer = bytearray(_BUFFER)
@@ -100,10 +106,10 @@ class Channel:
         self.backlog += len(head)
 
     def flush(self) -> None:
-        """Write what the socket takes; the rest stays queued."""
-        while self.outgoing:
+        """Write what the socket, and the bucket, takes; the rest stays queued."""
+        while self.outgoing and not self.paused_s:
             try:
-                sent = self._write()
+                sent = self._write() if self.bucket is None else self._write_some(self.bucket)
             except (BlockingIOError, InterruptedError):
                 return
             self.backlog -= sent
@@ -114,6 +120,14 @@ class Channel:
                     return
                 sent -= len(first)
                 self.outgoing.popleft()
+
+    def _write_some(self, bucket: TokenBucket) -> int:
+        room = bucket.room(time.monotonic())
+        sent = self.sock.send(self.outgoing[0][:room]) if room else 0
+        bucket.take(sent)
+        if sent == room:
+            self.paused_s = bucket.wait_s()
+        return sent
 
     def _write(self) -> int:
         if len(self.outgoing) == 1 or not hasattr(self.sock, "sendmsg"):

@@ -52,6 +52,7 @@ class SocketLoop:
         self.greeting = greeting
         self.channels: dict[Channel, _Ends] = {}
         self._retiring: set[Channel] = set()
+        self._paused: set[Channel] = set()
         self._selector = selectors.DefaultSelector()
         self.wakes_for_changes = type(self._selector).__name__ in ("EpollSelector", "KqueueSelector")
         """Does a `select` under way in another thread see what is registered meanwhile? Else `ring`."""
@@ -305,16 +306,24 @@ class SocketLoop:
         except OSError:
             channel.outgoing.clear()  # reading will tell
             channel.backlog = 0
+        if channel.paused_s and channel not in self._paused:
+            self._paused.add(channel)
+            self.after(channel.paused_s, lambda: self._unpause(channel))
         if channel in self._retiring and not channel.outgoing:
             channel.finish()
         self._watch(channel)
+
+    def _unpause(self, channel: Channel) -> None:
+        self._paused.discard(channel)
+        channel.paused_s = 0.0
+        self.write(channel)
 
     def _watch(self, channel: Channel) -> None:
         """Ask for readability unless held, for writability only while bytes wait."""
         ends = self.channels.get(channel)
         if ends is None:
             return
-        events = (0 if channel.held else _READ) | (_WRITE if channel.outgoing else 0)
+        events = (0 if channel.held else _READ) | (_WRITE if channel.outgoing and not channel.paused_s else 0)
         if events == ends.events:
             return
         if not events:

@@ -75,7 +75,7 @@ class Execution:
         self._lanes, self._pieces, self._world, self._op, self._codec, self._check = (
             schedule, pieces, world, op, codec, check,
         )  # fmt: skip
-        self._memory = memory or Memory()
+        self.memory = memory or Memory()
         self._shard_bytes = shard_bytes
         self._unfinished = len(schedule)
         self._waiting: dict[Key, Lane] = {}
@@ -113,7 +113,7 @@ class Execution:
             raise ProtocolError(f"rank {key[0]} sent {nbytes} bytes where {self._nbytes(key[1])} belong")
         _, piece, reduce = key
         apart = self._codec or reduce
-        incoming = self._memory.empty(nbytes, np.uint8) if apart else self.result[self._pieces[piece]]
+        incoming = self.memory.empty(nbytes, np.uint8) if apart else self.result[self._pieces[piece]]
         place = self._places[key] = _bytes(incoming)
         return place
 
@@ -131,7 +131,7 @@ class Execution:
         if self._codec:
             arrived = np.asarray(data) if not borrowed else self._copied(data)
             if reduce:
-                values = self._memory.empty(part.size, part.dtype)
+                values = self.memory.empty(part.size, part.dtype)
                 self._codec.decode(arrived, values)
                 self._reduce(self._newest(piece), values, part)
             else:
@@ -166,14 +166,14 @@ class Execution:
             here: Array = np.asarray(data[at : at + like.nbytes]).view(like.dtype)
             return here
         if self._scratch is None:
-            self._scratch = self._memory.empty(self._shard_bytes, np.uint8)
+            self._scratch = self.memory.empty(self._shard_bytes, np.uint8)
         scratch = self._scratch[: like.nbytes]
         data.read(at, _bytes(scratch))
         values: Array = scratch.view(like.dtype)
         return values
 
     def _copied(self, data: Data) -> NDArray[np.uint8]:
-        ours = self._memory.empty(len(data), np.uint8)
+        ours = self.memory.empty(len(data), np.uint8)
         copy(data, _bytes(ours))
         return ours
 
@@ -206,7 +206,7 @@ class Execution:
     def _encode(self, piece: int) -> NDArray[np.uint8]:
         assert self._codec is not None
         value = self._newest(piece)
-        out = self._memory.empty(self._codec.encoded_size(value.size), np.uint8)
+        out = self.memory.empty(self._codec.encoded_size(value.size), np.uint8)
         self._codec.encode(value, out)
         return out
 

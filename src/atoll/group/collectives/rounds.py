@@ -37,7 +37,8 @@ def value_of(ticket: Ticket, run: Execution, rank: int, world: int) -> Array | N
         size = ticket.tensor.size
         others = [run.result[at : at + size] for at in range(0, run.result.size, size)]
         rows = others if len(others) == world else [*others[:rank], ticket.tensor, *others[rank:]]
-        return combined(rows, ticket.op, ticket.out)
+        out = run.memory.empty(size, run.result.dtype) if ticket.out is None else ticket.out
+        return combined(rows, ticket.op, out)
     if ticket.kind == "all_to_all":
         taken: Array = run.result[ticket.tensor.size :]
         return taken
