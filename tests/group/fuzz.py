@@ -497,7 +497,10 @@ class World:
                     epoch, where, result = t[7]
                     if t[1] in ("send", "recv"):
                         continue  # decided by nobody: over when its data is here
-                    mine.setdefault((epoch, where), []).append(result if where[0] else t)
+                    if self.divided:  # who met a loss in its subgroup doesn't call what would have come next
+                        mine.setdefault((epoch, (*where, t[2])), []).append(result)
+                    else:
+                        mine.setdefault((epoch, where), []).append(t)
             for where, trace in mine.items():
                 seen.setdefault(where, []).append(trace)
         if self.unruly:

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -109,9 +110,22 @@ def test_a_port_in_use_is_said_in_one_line() -> None:
             atoll.join(master.address, listen=f"127.0.0.1:{port}")
 
 
+def test_an_upload_limit_is_kept() -> None:
+    with atoll.Master() as master:
+        began = time.monotonic()
+        meet(master.address, 2, lambda i: {"upload_bytes_per_s": 1e6})  # the reduce is 2.4 MB to each other
+        assert time.monotonic() - began > 2.0  # and no frame lands within the first second
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"listen": "here"}, {"advertise": "no.such.host.invalid:5"}, {"connections": 0}, {"connections": 17}],
+    [
+        {"listen": "here"},
+        {"advertise": "no.such.host.invalid:5"},
+        {"connections": 0},
+        {"connections": 17},
+        {"upload_bytes_per_s": -1.0},
+    ],
     ids=str,
 )
 def test_what_can_not_be_meant_is_named(options: dict[str, Any]) -> None:

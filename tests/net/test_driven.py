@@ -30,7 +30,6 @@ def loop(failures: Failures) -> Iterator[DrivenLoop]:
 
 def soon(loop: DrivenLoop, fn: Callable[[], object], seconds: float = 0.0) -> None:
     loop.call(lambda: loop.net.after(seconds, fn))
-    loop.net.ring()
 
 
 def test_a_call_runs_at_once_in_the_callers_thread(loop: DrivenLoop) -> None:

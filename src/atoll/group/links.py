@@ -151,6 +151,10 @@ class Links:
         for link in [link for link in self._in.values() if link.held and link.epoch == self._epoch]:
             self._offer_held(link)
 
+    def received(self) -> int:
+        """Bytes that have come over links that stand now."""
+        return sum(channel.received for link in self._in.values() for channel in link.channels)
+
     def close(self) -> None:
         """Give the memory up."""
         if self._copies is not None:

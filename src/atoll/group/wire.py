@@ -30,7 +30,9 @@ from atoll.version import VERSION
 log = logging.getLogger("atoll.group")
 
 STALL_S: Final = 10.0
-"""A data phase in which no frame lands for so long has a broken link."""
+"""A data phase in which no byte comes for so long has a broken link."""
+_FRAMES_AWAITED: Final = 4
+_SLOWEST: Final = 10e3
 _CHECK_S: Final = 1.0
 _PATIENCE_S: Final = 0.003
 """How long a message to the master may wait for the next one to go with it."""
@@ -109,8 +111,8 @@ class Wire:
         self._net.add(self._control, self._master_said, self._master_gone)
         self._net.expect_greeting(self._control)
         self._corked = False
-        self._frames_seen = 0
-        self._moved_at = 0.0
+        self._seen = (0, 0)
+        self._moved_at = time.monotonic()
         self._helper = Helper(parse_address(address)) if start_helper else None
         self._net.after(_CHECK_S, self._check)
         self._loop = DrivenLoop(self._net, "atoll-wire", self._failed)
@@ -165,14 +167,21 @@ class Wire:
     def _check(self) -> None:
         """Once a second: does data move, does the helper live?"""
         now, station = time.monotonic(), self._station
-        if not station.runs or station.frames != self._frames_seen:
-            self._moved_at, self._frames_seen = now, station.frames
-        elif now - self._moved_at > STALL_S:
+        seen = station.frames, self._links.received()
+        if not station.runs or seen != self._seen:
+            self._moved_at, self._seen = now, seen
+        elif now - self._moved_at > (patience_s := self._patience_s()):
             self._moved_at = now
-            self._feed(LinkDown(station.epoch, self.id, f"no data for {STALL_S:g} s"))
+            self._feed(LinkDown(station.epoch, self.id, f"no data for {patience_s:.0f} s"))
         if self._helper:
             self._helper.keep()
         self._net.after(_CHECK_S, self._check)
+
+    def _patience_s(self) -> float:
+        """More on slow links, where a peer in the middle of a ring may wait for others' frames."""
+        views = self._peer.views
+        slowest = views[-1].pace.any_bytes_per_s if views else 0.0
+        return STALL_S + (_FRAMES_AWAITED * LARGEST_FRAME / max(slowest, _SLOWEST) if slowest else 0.0)
 
     # -- master ----------------------------------------------------------------------------------------------------
 

@@ -72,6 +72,8 @@ class Channel:
         self.outgoing: deque[memoryview] = deque([memoryview(preamble.encode(greeting))])
         self.backlog = len(self.outgoing[0])
         """Bytes that wait to leave."""
+        self.received = 0
+        """Bytes that have come."""
         self.refused = False
         """True when the other side is atoll, but of another wire version."""
         self.bucket: TokenBucket | None = None
@@ -242,6 +244,7 @@ class Channel:
             return 0
         if n == 0:
             raise ConnectionError("closed by the other side")
+        self.received += n
         return n
 
     def finish(self) -> None:

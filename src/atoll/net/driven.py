@@ -46,9 +46,11 @@ class DrivenLoop:
     def call(self, fn: Callable[[], object]) -> None:
         """Run `fn` like a callback, now, in the caller's thread."""
         with self._lock:
+            before = self.net.next_moment()
             self._guard(fn)
-        if not self.net.wakes_for_changes:
-            self.net.ring()
+            sooner = self.net.next_moment() < before
+        if self._seat.locked() and (sooner or not self.net.wakes_for_changes):
+            self.net.ring()  # whoever waits for sockets would sleep through it
 
     def drive(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
         """Turn the loop until `done()` or for so long. False, at once: another thread of the program does already."""

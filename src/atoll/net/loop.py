@@ -8,6 +8,7 @@ side; an error while writing waits for that.
 import errno
 import heapq
 import logging
+import math
 import selectors
 import socket
 import time
@@ -218,6 +219,10 @@ class SocketLoop:
     def cancel(self, token: int) -> None:
         """Forget a timer; one that has fired already is no error."""
         self._timers.pop(token, None)
+
+    def next_moment(self) -> float:
+        """When the next timer is due, by the monotonic clock."""
+        return self._moments[0][0] if self._moments else math.inf
 
     def ring(self) -> None:
         """From any thread: end the wait of `turn`."""
