@@ -26,6 +26,8 @@ log = logging.getLogger("atoll.launch")
 
 MASTER = "master"
 TICK_S = 0.25
+HEAR_S = 3.0
+"""What a newcomer that took part to the end has said may be read so long after what the others said."""
 LEAVE_S = 5.0
 INTERRUPTED = 130
 
@@ -79,6 +81,7 @@ class _Session:
         self._trouble = ""
         self._running: set[str] = set()  # peers
         self._late: set[str] = set()
+        self._alone_since: float | None = None
         """Peers that came after the start and have not met the others yet."""
         self._dismissed = False
 
@@ -177,8 +180,11 @@ class _Session:
         if last is None or not late:
             return
         heard = sum(peer.epoch == last.epoch for peer in peers)
-        if heard < (last.world or 1) and self._running - late:
-            return  # somebody of the last ring has yet to be heard: it may be a newcomer
+        if heard < (last.world or 1):  # somebody of the last ring has yet to be heard: it may be a newcomer
+            others = self._running - late
+            self._alone_since = None if others else self._alone_since or time.monotonic()
+            if self._alone_since is None or time.monotonic() - self._alone_since < HEAR_S:
+                return
         for name in late:
             self._processes.kill(name)
             self._announce("late", name)

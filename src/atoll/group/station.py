@@ -73,8 +73,16 @@ class Run:
     start: Start
     lent: list[memoryview] = field(default_factory=list)
     """What others may still read where it is."""
+    early: list[tuple[int, int, memoryview]] = field(default_factory=list)
+    """Frames (source, word, bytes) whose turn has not come, of a schedule in which such can't be held on their link."""
     value: Any = None
     """What the program gets, made while the verdict is on its way."""
+
+
+def waits_apart(run: Run) -> bool:
+    """Does each step wait for another link? Then frames of several operations, held on their links, could wait for each
+    other in a circle. A ring has one link to wait for, and in direct exchanges all wait for their next one first."""
+    return run.start.ticket.algorithm == "halving"
 
 
 class Station:
@@ -128,6 +136,8 @@ class Station:
                 self._again = False
                 for run_key in [run_key for run_key in self._early if run_key in self.runs]:
                     self._offer_early(run_key)
+                for run_key, run in [(run_key, run) for run_key, run in self.runs.items() if run.early]:
+                    self._offer_in_run(run_key, run)
                 self.carrier.resume()
         finally:
             self._resuming = False
@@ -147,9 +157,9 @@ class Station:
             return memoryview(bytearray(nbytes))  # early, or of an operation that ended in error
         key = _frame_key(run, source, word)
         try:
-            if not run.execution.awaits(key):
-                return None
-            return run.execution.place(key, nbytes)
+            if run.execution.awaits(key):
+                return run.execution.place(key, nbytes)
+            return memoryview(bytearray(nbytes)) if waits_apart(run) else None
         except ProtocolError as error:
             if not unvoted:  # all agreed before it began, so this is no mistake
                 raise
@@ -166,6 +176,9 @@ class Station:
             key = _frame_key(run, source, word)
             if run.execution.placed(key, data):
                 self._go(run_key, run, lambda: run.execution.landed(key, data))
+            elif waits_apart(run):
+                self._keep_in_run(run, source, word, data)
+                self.resume()
             else:  # it began to come before the run started
                 self._keep_early(run_key, source, word, data)
                 self.resume()
@@ -192,6 +205,20 @@ class Station:
         self.frames += 1
         self._go(run_key, run, lambda: run.execution.landed(key, data))
         return True
+
+    def _keep_in_run(self, run: Run, source: int, word: int, data: memoryview) -> None:
+        """No more than a whole operation brings."""
+        run.early.append((source, word, data))
+        if sum(len(data) for _, _, data in run.early) > 4 * run.start.ticket.tensor.nbytes + LARGEST_FRAME:
+            raise ProtocolError(f"peer {source} sent more of an operation than there is")
+
+    def _offer_in_run(self, run_key: RunKey, run: Run) -> None:
+        frames, run.early = run.early, []
+        for at, (source, word, data) in enumerate(frames):
+            if self.runs.get(run_key) is not run:
+                return
+            if not self._arrived(run_key, run, source, word, data):
+                run.early.append(frames[at])
 
     def _keep_early(self, run_key: RunKey, source: int, word: int, data: memoryview) -> None:
         """Held back in the link it could block one that is awaited first, so it waits here; there can't be many."""
