@@ -12,8 +12,8 @@ import numpy as np
 import atoll
 from atoll.errors import AtollError, PeerLost
 from atoll.group import messages
+from atoll.group.api import LARGEST_FRAME
 from atoll.group.asking import StatusClient
-from atoll.group.collectives.rounds import LARGEST_FRAME
 from atoll.group.messages import LinkAck, LinkHello
 from atoll.group.wire import Wire
 from atoll.net.arena import Arena

@@ -15,8 +15,7 @@ from atoll.errors import PeerLost
 from atoll.group import links as links_module
 from atoll.group import station as station_module
 from atoll.group import wire as wire_module
-from atoll.group.api import Series, unvoted_seq
-from atoll.group.collectives.rounds import LARGEST_FRAME
+from atoll.group.api import LARGEST_FRAME, Series, unvoted_seq
 from atoll.group.messages import (
     Bye,
     Establish,

@@ -28,6 +28,11 @@ EAGER_BYTES_SENT: Final = 1 << 20
 """What larger operations may not have: data that leaves before the votes are in, of which each peer sends so much at
 most."""
 
+BLOCK: Final = 1 << 20
+"""Bytes that travel as one frame: smaller ones cost a turn each, larger ones leave links idle."""
+LARGEST_FRAME: Final = 2 * BLOCK + BLOCK // 2
+"""A block, and what a codec adds to few elements."""
+
 LOCAL_PACE: Final = Pace(100e-6, 100e-6, 1e9, 1e9)
 """Between processes of one machine, about."""
 
@@ -93,6 +98,8 @@ class Ticket:
     op: str = "sum"
     codec: str | None = None
     algorithm: Algorithm = "ring"
+    block: int = BLOCK
+    """Bytes that travel as one frame, about."""
     root: int = 0
     """Rank that gives; for `send` and `recv` the other one."""
     scope: int = 0

@@ -16,8 +16,7 @@ from typing import Final
 
 from atoll.errors import AtollError, ProtocolError
 from atoll.group import messages
-from atoll.group.api import LinkDown, LinkUp, Measured, Relink
-from atoll.group.collectives.rounds import LARGEST_FRAME
+from atoll.group.api import LARGEST_FRAME, LinkDown, LinkUp, Measured, Relink
 from atoll.group.messages import Filled, Filler, LinkAck, LinkHello, Returned, Seat
 from atoll.group.station import Station, Take
 from atoll.group.ways import Copies, InPlace, Shared, Stream, Way

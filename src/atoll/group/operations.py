@@ -15,7 +15,7 @@ from atoll import codec as codecs
 from atoll.errors import Busy, InvalidTensor, ProtocolError
 from atoll.group.api import MOST_OPERATIONS, MOST_TAGS, MOST_VOTES, Algorithm, Kind, Outcome, Ticket
 from atoll.group.ballots import SYNC
-from atoll.group.collectives.choice import choose
+from atoll.group.collectives.choice import block_bytes, choose
 from atoll.group.collectives.execution import REDUCE
 from atoll.group.collectives.rounds import counts_of_votes, encoded_counts, value_of_votes
 from atoll.group.election import Plan
@@ -232,7 +232,16 @@ class Collectives:
             ticket = self._ticket(kind, tag, what, flat.tobytes(), op=op, root=root)
         else:
             ticket = self._ticket(
-                kind, tag, what, tensor=flat, out=room_in(out, flat), op=op, codec=codec, algorithm=algorithm, root=root
+                kind,
+                tag,
+                what,
+                tensor=flat,
+                out=room_in(out, flat),
+                op=op,
+                codec=codec,
+                algorithm=algorithm,
+                root=root,
+                block=block_bytes(self._membership.view.pace),
             )
 
         def deliver(outcome: Outcome) -> Any:

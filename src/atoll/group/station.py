@@ -14,6 +14,7 @@ from atoll.errors import AtollError, ProtocolError
 from atoll.group.api import (
     EAGER_BYTES,
     EAGER_BYTES_SENT,
+    LARGEST_FRAME,
     MOST_VOTES,
     DataDone,
     Finish,
@@ -29,7 +30,7 @@ from atoll.group.api import (
 )
 from atoll.group.collectives.execution import SHARD_BYTES, Data, Execution, Key, copy
 from atoll.group.collectives.memory import Memory
-from atoll.group.collectives.rounds import LARGEST_FRAME, execution_for, value_of
+from atoll.group.collectives.rounds import execution_for, value_of
 from atoll.group.messages import ToMaster
 from atoll.group.peer import Peer
 from atoll.runtime.schedule import Send
@@ -75,6 +76,7 @@ class Run:
     """What others may still read where it is."""
     early: list[tuple[int, int, memoryview]] = field(default_factory=list)
     """Frames (source, word, bytes) whose turn has not come, of a schedule in which such can't be held on their link."""
+    early_bytes: int = 0
     value: Any = None
     """What the program gets, made while the verdict is on its way."""
 
@@ -209,16 +211,20 @@ class Station:
     def _keep_in_run(self, run: Run, source: int, word: int, data: memoryview) -> None:
         """No more than a whole operation brings."""
         run.early.append((source, word, data))
-        if sum(len(data) for _, _, data in run.early) > 4 * run.start.ticket.tensor.nbytes + LARGEST_FRAME:
+        run.early_bytes += len(data)
+        most = 4 * run.start.ticket.tensor.nbytes + LARGEST_FRAME
+        if run.early_bytes > most or len(run.early) > _MOST_EARLY_FRAMES:
             raise ProtocolError(f"peer {source} sent more of an operation than there is")
 
     def _offer_in_run(self, run_key: RunKey, run: Run) -> None:
-        frames, run.early = run.early, []
-        for at, (source, word, data) in enumerate(frames):
+        frames, run.early, run.early_bytes = run.early, [], 0
+        for frame in frames:
             if self.runs.get(run_key) is not run:
                 return
+            source, word, data = frame
             if not self._arrived(run_key, run, source, word, data):
-                run.early.append(frames[at])
+                run.early.append(frame)
+                run.early_bytes += len(data)
 
     def _keep_early(self, run_key: RunKey, source: int, word: int, data: memoryview) -> None:
         """Held back in the link it could block one that is awaited first, so it waits here; there can't be many."""

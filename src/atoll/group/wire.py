@@ -11,9 +11,8 @@ from typing import Final
 
 from atoll.errors import AtollError, InvalidConfig, MasterLost
 from atoll.group import messages
-from atoll.group.api import LinkDown, MasterGone, PeerEvent, Relink, Ticket
+from atoll.group.api import LARGEST_FRAME, LinkDown, MasterGone, PeerEvent, Relink, Ticket
 from atoll.group.collectives.execution import SHARD_BYTES
-from atoll.group.collectives.rounds import LARGEST_FRAME
 from atoll.group.helper import Helper
 from atoll.group.links import CONNECTIONS, MOST_CONNECTIONS, Links
 from atoll.group.messages import Seat, Status, ToMaster, Welcome

@@ -8,6 +8,7 @@ import functools
 from typing import Final
 
 from atoll.group.api import (
+    BLOCK,
     EAGER_BYTES,
     EAGER_BYTES_SENT,
     IN_VERDICT_BYTES,
@@ -20,9 +21,17 @@ from atoll.group.messages import Pace
 
 _MESSAGE_S: Final = 30e-6
 """What a frame costs its sender and its receiver, however small."""
+_FAR_S: Final = 5e-3
+_FAR_BLOCK: Final = 128 << 10
 _NEAR_S: Final = 1e-3
 _FAR_BYTES_PER_S: Final = 2.5e6
 """Assumed of a link longer than `_NEAR_S` whose rate nobody has measured: 20 Mbit/s, a home's way out."""
+
+
+def block_bytes(pace: Pace) -> int:
+    """What travels as one frame. On a long way, smaller ones: the second half of an all-reduce begins sooner, while its
+    connections still learn how fast they may be."""
+    return _FAR_BLOCK if max(pace.ring_trip_s, pace.any_trip_s) > _FAR_S else BLOCK
 
 
 @functools.lru_cache(1 << 10)

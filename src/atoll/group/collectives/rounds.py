@@ -16,12 +16,8 @@ from atoll.group.election import Plan
 from atoll.group.state import StateTensors
 from atoll.runtime.schedule import Lane, Schedule
 
-BLOCK: Final = 1 << 20
-"""Bytes that travel as one frame: smaller ones cost a turn each, larger ones leave links idle."""
 MANY: Final = 16
-"""Lanes beyond which blocks are twice as large."""
-LARGEST_FRAME: Final = 2 * BLOCK + BLOCK // 2
-"""A block, and what a codec adds to few elements."""
+"""Blocks beyond which they are twice as large."""
 
 
 def execution_for(start: Start, memory: Memory, shard_bytes: int = SHARD_BYTES) -> Execution:
@@ -82,11 +78,6 @@ def counts_of(plan: bytes, world: int) -> list[list[int]]:
     return rows
 
 
-def _lanes(nbytes: int) -> int:
-    """In how many a chunk is cut."""
-    return max(1, min(-(-nbytes // BLOCK), max(MANY, -(-nbytes // (2 * BLOCK)))))
-
-
 class _Rounds:
     """One operation's way to its execution, kind by kind."""
 
@@ -141,7 +132,7 @@ class _Rounds:
     def broadcast(self) -> Execution:
         source: Array = self.ticket.tensor
         result = self.memory.empty(source.size, source.dtype)
-        pieces = cut(0, source.size, _lanes(source.nbytes))
+        pieces = cut(0, source.size, self.lanes(source.nbytes))
         if self.rank == self.ticket.root:
             result[:] = source
         if self.ticket.eager:
@@ -162,7 +153,7 @@ class _Rounds:
         numbers: dict[tuple[int, int], range] = {}
         for a in range(self.world):
             for b in range(self.world):
-                lanes = _lanes(counts[a][b] * source.itemsize) if counts[a][b] and a != b else 0
+                lanes = self.lanes(counts[a][b] * source.itemsize) if counts[a][b] and a != b else 0
                 numbers[a, b] = range(len(pieces), len(pieces) + lanes)
                 at = int(give_at[b]) if a == self.rank else int(take_at[a]) if b == self.rank else 0
                 size = counts[a][b] if self.rank in (a, b) else 0
@@ -174,13 +165,13 @@ class _Rounds:
 
     def send(self) -> Execution:
         source: Array = self.ticket.tensor
-        pieces = cut(0, source.size, _lanes(source.nbytes))
+        pieces = cut(0, source.size, self.lanes(source.nbytes))
         steps = schedules.send(self.ticket.root, len(pieces))
         return self.over(steps, source, np.empty(0, source.dtype), [*pieces, slice(0, 0)])
 
     def receive(self) -> Execution:
         size = self.ticket.tensor.size
-        pieces = cut(0, size, _lanes(self.ticket.tensor.nbytes))
+        pieces = cut(0, size, self.lanes(self.ticket.tensor.nbytes))
         steps = schedules.receive(self.ticket.root, len(pieces))
         result = self.memory.empty(size, self.ticket.tensor.dtype)
         return self.over(steps, result, result, [*pieces, slice(0, 0)])
@@ -199,7 +190,7 @@ class _Rounds:
         pieces: list[slice] = []
         steps: list[Lane] = []
         for chain, part in zip(plan.chains, cut(0, nbytes, len(plan.chains)), strict=True):
-            few = cut(part.start, part.stop, _lanes(part.stop - part.start))
+            few = cut(part.start, part.stop, self.lanes(part.stop - part.start))
             numbers = range(len(pieces), len(pieces) + len(few))
             pieces += few
             if self.rank in chain:
@@ -209,6 +200,11 @@ class _Rounds:
             return "" if gives else state.check(plan.dirty, plan.digests, received)
 
         return Execution(steps, buffer, buffer, pieces, world=self.world, check=check, memory=self.memory)
+
+    def lanes(self, nbytes: int) -> int:
+        """In how many blocks so much is cut."""
+        block = self.ticket.block
+        return max(1, min(-(-nbytes // block), max(MANY, -(-nbytes // (2 * block)))))
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -221,13 +217,13 @@ class _Rounds:
 
     def reducing(self, make: Any, result: Array) -> Execution:
         source: Array = self.ticket.tensor
-        lanes = _lanes(-(-source.nbytes // self.world))
+        lanes = self.lanes(-(-source.nbytes // self.world))
         return self.over(make(self.rank, self.world, lanes), source, result, self.pieces(source.size, lanes))
 
     def gathering(self, make: Any, result: Array) -> Execution:
         source: Array = self.ticket.tensor
         result[self.rank * source.size : (self.rank + 1) * source.size] = source
-        lanes = _lanes(source.nbytes)
+        lanes = self.lanes(source.nbytes)
         pieces = [p for r in range(self.world) for p in cut(r * source.size, (r + 1) * source.size, lanes)]
         return self.over(make(self.rank, self.world, lanes), result, result, pieces, op="")
 
