@@ -338,7 +338,7 @@ class Master:
         ballot.seq = event.seq
         self.roster.members[who].revision = event.revision
         agreement = self.agreements.get(event.what)
-        givers = MOST_GIVERS if self.links.even(ballot.ring) else 1
+        givers = 1 if is_sync(event.what) and not self.links.even(ballot.ring) else MOST_GIVERS
         match step(op.tag, ballot, agreement.incumbents if agreement else set(), givers):
             case Decided(payloads, error):
                 self._decide(op, payloads, error)
