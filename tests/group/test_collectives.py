@@ -363,3 +363,22 @@ def test_the_result_says_what_moved() -> None:
         assert full.seconds > 0
 
     together(3, main)
+
+
+@pytest.mark.parametrize("n", [25_000, 60_000])
+def test_on_a_long_way_too_everything_arrives_whole(n: int) -> None:
+    """Blocks are smaller there than what leaves with the vote."""
+
+    def main(group: Group) -> None:
+        x = np.arange(n) + 100.0 * group.rank
+        every = [np.arange(n) + 100.0 * r for r in range(group.world)]
+        for root in range(group.world):
+            copy = x.copy()
+            group.broadcast(copy, root)
+            assert (copy == every[root]).all()
+        assert (group.all_gather(x).value == np.stack(every)).all()
+        assert (group.reduce_scatter(x, "max").value == np.array_split(every[-1], group.world)[group.rank]).all()
+        group.all_reduce(x, "max")
+        assert (x == every[-1]).all()
+
+    together(3, main, latency_s=0.01)

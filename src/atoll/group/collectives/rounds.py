@@ -132,7 +132,7 @@ class _Rounds:
     def broadcast(self) -> Execution:
         source: Array = self.ticket.tensor
         result = self.memory.empty(source.size, source.dtype)
-        pieces = cut(0, source.size, self.lanes(source.nbytes))
+        pieces = cut(0, source.size, 1 if self.ticket.eager else self.lanes(source.nbytes))
         if self.rank == self.ticket.root:
             result[:] = source
         if self.ticket.eager:
