@@ -1,5 +1,6 @@
 """Driver: `atoll join`: one peer of a training run."""
 
+import math
 import os
 import signal
 import socket
@@ -17,10 +18,10 @@ from atoll import log
 from atoll.cli.history import History
 from atoll.cli.live import JsonView, view_for
 from atoll.config import RunDir, parse
-from atoll.errors import AtollError
+from atoll.errors import AtollError, InvalidConfig
 from atoll.group.facade import Group
 from atoll.group.joining import join
-from atoll.group.links import CONNECTIONS
+from atoll.group.links import CONNECTIONS, MOST_CONNECTIONS
 from atoll.group.wire import parse_address
 from atoll.train.settings import TrainSettings
 
@@ -60,6 +61,10 @@ def main(argv: list[str]) -> int:
     settings = parse(JoinSettings, argv, prog="atoll join", description=str(JoinSettings.__doc__), env=os.environ).value
     for address in filter(None, (settings.address, settings.listen, settings.advertise)):
         parse_address(address)
+    if not 1 <= settings.connections <= MOST_CONNECTIONS:
+        raise InvalidConfig(f"--connections is {settings.connections}: a link has 1 to {MOST_CONNECTIONS}")
+    if not 0 <= settings.upload_mbit < math.inf:
+        raise InvalidConfig(f"--upload-mbit is {settings.upload_mbit:g}: give Mbit/s above 0, or 0 for no limit")
     signal.signal(signal.SIGTERM, _interrupt)
     name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
     run = RunDir(settings.run_dir) if settings.run_dir else RunDir.create(Path("runs"))
