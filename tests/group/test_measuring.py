@@ -173,9 +173,7 @@ def test_a_large_group_gets_a_better_ring_when_one_is_found() -> None:
         peers.tick(0.25)
         if peers.master._pending():
             break
-    if not peers.master._pending():  # the first one was good already
-        assert first[0] >= 1e6 / 3
-        return
+    assert peers.master._pending(), "no better ring was found"
     for i in peers.ring:  # how programs learn of it
         peers(i, Initiate(peers.views[-1].epoch, 0, "gather_bytes", moves_data=False))
     before = len(peers.probed)
