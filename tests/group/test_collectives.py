@@ -382,3 +382,15 @@ def test_on_a_long_way_too_everything_arrives_whole(n: int) -> None:
         assert (x == every[-1]).all()
 
     together(3, main, latency_s=0.01)
+
+
+@pytest.mark.parametrize("codec", [None, "uint8", "int4"])
+def test_how_long_the_way_is_changes_no_bit(codec: str | None) -> None:
+    """Of one algorithm; blocks may have other sizes there."""
+
+    def main(group: Group) -> bytes:
+        x = np.random.default_rng(group.rank).normal(size=200_000).astype(np.float32)
+        group.all_reduce(x, "sum", codec=codec, algorithm="direct")
+        return x.tobytes()
+
+    assert len({bits for latency_s in (1e-4, 0.01) for bits in together(3, main, latency_s=latency_s)}) == 1

@@ -241,7 +241,7 @@ class Collectives:
                 codec=codec,
                 algorithm=algorithm,
                 root=root,
-                block=block_bytes(self._membership.view.pace),
+                block=block_bytes(self._membership.view.pace, codec),
             )
 
         def deliver(outcome: Outcome) -> Any:

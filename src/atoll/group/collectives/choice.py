@@ -28,10 +28,11 @@ _FAR_BYTES_PER_S: Final = 2.5e6
 """Assumed of a link longer than `_NEAR_S` whose rate nobody has measured: 20 Mbit/s, a home's way out."""
 
 
-def block_bytes(pace: Pace) -> int:
+def block_bytes(pace: Pace, codec: str | None) -> int:
     """What travels as one frame. On a long way, smaller ones: the second half of an all-reduce begins sooner, while its
-    connections still learn how fast they may be."""
-    return _FAR_BLOCK if max(pace.ring_trip_s, pace.any_trip_s) > _FAR_S else BLOCK
+    connections still learn how fast they may be. A codec sees the same blocks on every way, so that it gives the same
+    bits; as it sends them they are small."""
+    return _FAR_BLOCK if codec is None and max(pace.ring_trip_s, pace.any_trip_s) > _FAR_S else BLOCK
 
 
 @functools.lru_cache(1 << 10)
