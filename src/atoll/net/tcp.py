@@ -45,3 +45,5 @@ def tune(sock: socket.socket) -> None:
     if here == there or ipaddress.ip_address(str(there).split("%")[0]).is_loopback:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _NEAR_BUFFER)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NEAR_BUFFER)
+        if hasattr(socket, "TCP_CONGESTION"):  # nobody shares the way: one that paces itself only costs timers
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
