@@ -187,7 +187,12 @@ def test_a_module_is_of_the_kind_it_says(path: str, kinds: dict[str, str]) -> No
 
 KINDS_WITHOUT_WORLD = ["Policy", "Schedule", "Interface", "Actor"]
 ALL_BUT_DRIVER = [*KINDS_WITHOUT_WORLD, "Program"]
-OUR_KINDS = {"atoll": "Interface", "atoll.net": "Interface", "atoll.net.loop": "Driver", "atoll.group.roster": "Policy"}
+OUR_KINDS = {
+    "atoll": "Interface",
+    "atoll.net": "Interface",
+    "atoll.net.loop": "Driver",
+    "atoll.group.membership.roster": "Policy",
+}
 
 
 def found_in(kind: str, code: str, path: str = "atoll/room/module.py") -> list[str]:
@@ -307,14 +312,14 @@ def test_what_only_decides_imports_no_driver(kind: str, code: str) -> None:
     assert found_in(kind, code)
     assert not found_in("Program", code)
     assert not found_in("Interface", code, "atoll/room/__init__.py")
-    assert not found_in(kind, "from atoll.group.roster import Roster")
+    assert not found_in(kind, "from atoll.group.membership.roster import Roster")
 
 
 @pytest.mark.parametrize(
     "code", ["import atoll.sim", "from atoll.sim import loop", "from atoll import sim", "from ..sim import loop"]
 )
 def test_what_runs_for_real_never_loads_the_simulator(code: str) -> None:
-    assert found_in("Driver", code, "atoll/group/wire.py")
+    assert found_in("Driver", code, "atoll/group/wiring/wire.py")
     assert found_in("Driver", f"def f():\n    {code}", "atoll/train/loop.py")
     assert found_in("Driver", f"if TYPE_CHECKING:\n    {code}", "atoll/train/loop.py")
     for path in ("atoll/group/virtual.py", "atoll/sim/links.py", "atoll/cli/sim.py", "atoll/reproduce/pccl.py"):

@@ -16,8 +16,8 @@ from atoll.errors import (
 )
 from atoll.group.facade import Group
 from atoll.group.joining import join
-from atoll.group.serve import Master
 from atoll.group.state import SharedState
+from atoll.group.wiring.serve import Master
 from atoll.group.work import Result, Work, wait_all
 from atoll.version import VERSION as __version__
 

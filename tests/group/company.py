@@ -13,9 +13,9 @@ import atoll
 from atoll.errors import AtollError, PeerLost
 from atoll.group import messages
 from atoll.group.api import LARGEST_FRAME
-from atoll.group.asking import StatusClient
 from atoll.group.messages import LinkAck, LinkHello
-from atoll.group.wire import Wire
+from atoll.group.wiring.asking import StatusClient
+from atoll.group.wiring.wire import Wire
 from atoll.net.arena import Arena
 from atoll.net.channel import HEADER, LENT, WHERE
 from atoll.net.neighbour import address_of

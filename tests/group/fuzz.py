@@ -36,12 +36,12 @@ from atoll.group.api import (
     Tell,
     Ticket,
 )
-from atoll.group.ballots import SYNC
-from atoll.group.election import Plan, StateNote, TensorNote
-from atoll.group.master import Master
+from atoll.group.membership.ballots import SYNC
+from atoll.group.membership.election import Plan, StateNote, TensorNote
+from atoll.group.membership.master import Master
+from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import Beat, Seat, View
 from atoll.group.peer import Peer
-from atoll.group.roster import Gone, Tick
 
 LAUNCH, WAIT, NAP = "launch", "wait", "nap"
 MOST_EVENTS = 60_000

@@ -17,7 +17,7 @@ import xxhash
 import atoll
 from atoll.errors import AtollError
 from atoll.group.collectives.execution import Execution
-from atoll.group.wire import Wire
+from atoll.group.wiring.wire import Wire
 from atoll.net.neighbour import Neighbour
 from tests.net.holdings import descriptors, mapped_arenas
 

@@ -11,7 +11,7 @@ import pytest
 
 import atoll
 from atoll.errors import AtollError, InvalidConfig
-from atoll.group.asking import StatusClient
+from atoll.group.wiring.asking import StatusClient
 from atoll.net.capabilities import can_listen
 
 

@@ -15,8 +15,7 @@ import atoll
 from atoll.errors import AtollError, DeadlineExceeded, MasterLost
 from atoll.group import messages
 from atoll.group.api import Close, Say, Series, unvoted_seq
-from atoll.group.asking import StatusClient
-from atoll.group.master import Master as MasterPolicy
+from atoll.group.membership.master import Master as MasterPolicy
 from atoll.group.messages import (
     Beat,
     Broken,
@@ -37,7 +36,8 @@ from atoll.group.messages import (
     Topology,
     Welcome,
 )
-from atoll.group.wire import GREETING, parse_address
+from atoll.group.wiring.asking import StatusClient
+from atoll.group.wiring.wire import GREETING, parse_address
 from atoll.net import loop as loop_module
 from atoll.net import preamble
 from atoll.net.channel import CONTROL, HEADER, Channel

@@ -12,9 +12,7 @@ import pytest
 
 import atoll
 from atoll.errors import PeerLost
-from atoll.group import links as links_module
 from atoll.group import station as station_module
-from atoll.group import wire as wire_module
 from atoll.group.api import LARGEST_FRAME, Series, unvoted_seq
 from atoll.group.messages import (
     Bye,
@@ -27,6 +25,8 @@ from atoll.group.messages import (
     Returned,
     Seat,
 )
+from atoll.group.wiring import links as links_module
+from atoll.group.wiring import wire as wire_module
 from atoll.net.arena import available
 from atoll.net.channel import CONTROL, HEADER, LARGEST_CONTROL, Channel
 from atoll.net.neighbour import Neighbour

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from atoll.errors import ProtocolError, Refused
 from atoll.group import messages
-from atoll.group import wire as wire_module
 from atoll.group.api import LARGEST_FRAME, Series, unvoted_seq
 from atoll.group.messages import Filled, Filler, LinkAck, LinkHello, Returned
+from atoll.group.wiring import wire as wire_module
 from atoll.net.arena import Arena, Tenant, available
 from atoll.net.channel import CONTROL, HEADER, LARGEST_CONTROL, LENT, WHERE, Channel, Frame, Lender
 from atoll.net.neighbour import Neighbour, Remote, address_of

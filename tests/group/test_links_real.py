@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import atoll
-from atoll.group.asking import StatusClient
+from atoll.group.wiring.asking import StatusClient
 from atoll.net.arena import available
 from tests.group.company import WAYS
 from tests.group.linked import numbers

@@ -12,9 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
-from atoll.group import liveness, messages
-from atoll.group.helper import Helper
+from atoll.group import messages
 from atoll.group.messages import Beat
+from atoll.group.wiring import liveness
+from atoll.group.wiring.helper import Helper
 from atoll.net import preamble
 from atoll.net.channel import CONTROL, HEADER, Channel, Frame
 from atoll.net.loop import SocketLoop
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="no stopped processes, n
 SECRET = bytes(range(16))
 PARENT = """
 import sys, time
-from atoll.group.helper import Helper
+from atoll.group.wiring.helper import Helper
 helper = Helper(("127.0.0.1", int(sys.argv[1])))
 helper.start(7, bytes(range(16)))
 for line in sys.stdin:

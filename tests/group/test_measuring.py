@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from atoll.group.api import Close, Say
-from atoll.group.master import PROBING_S, Master
+from atoll.group.membership.master import PROBING_S, Master
+from atoll.group.membership.rings import EXACT, best_ring, quality
+from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import Beat, Complete, Establish, Hello, Initiate, Linked, Probe, Probed, Topology, View
-from atoll.group.rings import EXACT, best_ring, quality
-from atoll.group.roster import Gone, Tick
 
 Rate = Callable[[int, int], float]
 

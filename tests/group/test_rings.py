@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from atoll.group.rings import EXACT, Improver, Pair, best_ring, quality, why
-from atoll.group.topology import Rates, rounds
+from atoll.group.membership.rings import EXACT, Improver, Pair, best_ring, quality, why
+from atoll.group.membership.topology import Rates, rounds
 
 UNIT = 2.0**20
 UNREACHABLE = -1  # in place of a k

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from atoll.group.membership.roster import Gone, Joined, Roster, Tick
 from atoll.group.messages import Beat, Bye, Hello, Loss
-from atoll.group.roster import Gone, Joined, Roster, Tick
 
 SECRET = b"secret of the test"
 

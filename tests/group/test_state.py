@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import atoll
 from atoll.errors import Expelled, InvalidTensor, Mismatch, PeerLost
-from atoll.group.election import Election, Plan, StateNote, TensorNote, elect
 from atoll.group.facade import Group
+from atoll.group.membership.election import Election, Plan, StateNote, TensorNote, elect
 from atoll.group.state import SharedState, StateTensors
 from atoll.group.station import Take
 from atoll.group.virtual import VirtualPort, World

@@ -21,8 +21,8 @@ from atoll.config import RunDir, parse
 from atoll.errors import AtollError, InvalidConfig
 from atoll.group.facade import Group
 from atoll.group.joining import join
-from atoll.group.links import CONNECTIONS, MOST_CONNECTIONS
-from atoll.group.wire import parse_address
+from atoll.group.wiring.links import CONNECTIONS, MOST_CONNECTIONS
+from atoll.group.wiring.wire import parse_address
 from atoll.train.settings import TrainSettings
 
 

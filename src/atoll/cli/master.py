@@ -9,7 +9,7 @@ from typing import Any
 
 from atoll.cli.output import say
 from atoll.config import parse
-from atoll.group.serve import Master
+from atoll.group.wiring.serve import Master
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from tyro.conf import Positional
 
 from atoll.cli.output import say
 from atoll.config import parse
-from atoll.group.asking import StatusClient
+from atoll.group.membership.rings import rate_text
 from atoll.group.messages import LinkStatus, MemberStatus, Status
-from atoll.group.rings import rate_text
+from atoll.group.wiring.asking import StatusClient
 
 
 @dataclass(frozen=True, kw_only=True)

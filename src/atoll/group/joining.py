@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from atoll.group.api import HasPorts, Port
 from atoll.group.facade import Group
-from atoll.group.links import CONNECTIONS
-from atoll.group.wire import Wire
+from atoll.group.wiring.links import CONNECTIONS
+from atoll.group.wiring.wire import Wire
 from atoll.runtime.api import here
 
 

@@ -3,8 +3,8 @@
 import msgspec
 
 from atoll.group.api import Outcome, Ticket
-from atoll.group.election import Plan
 from atoll.group.facade import Group
+from atoll.group.membership.election import Plan
 from atoll.group.messages import View
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from atoll import codec as codecs
 from atoll.errors import Busy, InvalidTensor, ProtocolError
 from atoll.group.api import MOST_OPERATIONS, MOST_TAGS, MOST_VOTES, Algorithm, Kind, Outcome, Ticket
-from atoll.group.ballots import SYNC
 from atoll.group.collectives.choice import block_bytes, choose
 from atoll.group.collectives.execution import REDUCE
 from atoll.group.collectives.rounds import counts_of_votes, encoded_counts, value_of_votes
-from atoll.group.election import Plan
+from atoll.group.membership.ballots import SYNC
+from atoll.group.membership.election import Plan
 from atoll.group.messages import LARGEST_PAYLOAD
 from atoll.group.state import SharedState, StateTensors
 from atoll.group.tensors import FLOATING, REDUCIBLE, Array, check_writable, describe, like, read, room_in, write

@@ -8,7 +8,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from atoll.errors import InvalidTensor
-from atoll.group.election import Plan, StateNote, TensorNote
+from atoll.group.membership.election import Plan, StateNote, TensorNote
 from atoll.group.tensors import flat_view
 
 Bytes = NDArray[np.uint8]

@@ -15,10 +15,10 @@ import numpy as np
 from atoll import rng
 from atoll.group import messages
 from atoll.group.api import Close, LinkDown, LinkUp, MasterGone, Measured, PeerEvent, Relink, Say, Ticket
-from atoll.group.master import Master
+from atoll.group.membership.master import Master
+from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import Beat, Seat, ToMaster, ToPeer
 from atoll.group.peer import Peer
-from atoll.group.roster import Gone, Tick
 from atoll.group.station import Station, Take
 from atoll.net.channel import HEADER
 from atoll.runtime.api import settle

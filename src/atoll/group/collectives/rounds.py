@@ -12,7 +12,7 @@ from atoll.group.api import Start, Ticket
 from atoll.group.collectives import schedules
 from atoll.group.collectives.execution import SHARD_BYTES, Array, Execution, combined, cut
 from atoll.group.collectives.memory import Memory
-from atoll.group.election import Plan
+from atoll.group.membership.election import Plan
 from atoll.group.state import StateTensors
 from atoll.runtime.schedule import Lane, Schedule
 

@@ -10,10 +10,10 @@ from typing import Final, Self
 from atoll.errors import AtollError
 from atoll.group import messages
 from atoll.group.api import Say
-from atoll.group.master import Master as MasterPolicy
+from atoll.group.membership.master import Master as MasterPolicy
+from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import ToMaster
-from atoll.group.roster import Gone, Tick
-from atoll.group.wire import GREETING, parse_address
+from atoll.group.wiring.wire import GREETING, parse_address
 from atoll.net import tcp
 from atoll.net.channel import CONTROL, Channel
 from atoll.net.loop import SocketLoop

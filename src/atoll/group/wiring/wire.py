@@ -13,11 +13,11 @@ from atoll.errors import AtollError, InvalidConfig, MasterLost
 from atoll.group import messages
 from atoll.group.api import LARGEST_FRAME, LinkDown, MasterGone, PeerEvent, Relink, Ticket
 from atoll.group.collectives.execution import SHARD_BYTES
-from atoll.group.helper import Helper
-from atoll.group.links import CONNECTIONS, MOST_CONNECTIONS, Links
 from atoll.group.messages import Seat, Status, ToMaster, Welcome
 from atoll.group.peer import Peer
 from atoll.group.station import Station, Take
+from atoll.group.wiring.helper import Helper
+from atoll.group.wiring.links import CONNECTIONS, MOST_CONNECTIONS, Links
 from atoll.net import arena, capabilities, doors, tcp
 from atoll.net.bucket import TokenBucket
 from atoll.net.channel import CONTROL, Channel, Frame

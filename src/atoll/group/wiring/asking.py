@@ -5,7 +5,7 @@ from typing import Final
 from atoll.errors import DeadlineExceeded, MasterLost
 from atoll.group import messages
 from atoll.group.messages import AskStatus, Status
-from atoll.group.wire import GREETING, dial_master
+from atoll.group.wiring.wire import GREETING, dial_master
 from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.loop import SocketLoop
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import permutations
 from typing import Final
 
+from atoll.group.membership.rings import EXACT, Improver, Pair, best_ring, why
 from atoll.group.messages import LinkStatus, Pace
-from atoll.group.rings import EXACT, Improver, Pair, best_ring, why
 
 _MOVES_A_TICK: Final = 400
 _WORTH_IT: Final = 1.1

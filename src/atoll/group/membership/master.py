@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from atoll.group.api import MOST_OPERATIONS, MOST_SCOPES, MOST_VOTES, Close, MasterAction, Say
-from atoll.group.ballots import Agreement, Ballot, Commenced, Decided, Operation, is_sync, revision_of, step
-from atoll.group.election import MOST_GIVERS
+from atoll.group.membership.ballots import Agreement, Ballot, Commenced, Decided, Operation, is_sync, revision_of, step
+from atoll.group.membership.election import MOST_GIVERS
+from atoll.group.membership.rings import Pair
+from atoll.group.membership.roster import Change, Gone, Joined, Roster, Tick
+from atoll.group.membership.topology import LinkMap
 from atoll.group.messages import (
     LARGEST_PAYLOAD,
     AskStatus,
@@ -42,9 +45,6 @@ from atoll.group.messages import (
     View,
     Welcome,
 )
-from atoll.group.rings import Pair
-from atoll.group.roster import Change, Gone, Joined, Roster, Tick
-from atoll.group.topology import LinkMap
 
 MOST_DIALS: Final = 3
 PROBING_S: Final = 8.0

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from atoll.group.election import MOST_GIVERS, Election, Plan, StateNote, elect
+from atoll.group.membership.election import MOST_GIVERS, Election, Plan, StateNote, elect
 from atoll.group.messages import Initiate
 
 SYNC = "sync"

@@ -19,7 +19,7 @@ from atoll.group import messages
 from atoll.group.api import LARGEST_FRAME, LinkDown, LinkUp, Measured, Relink
 from atoll.group.messages import Filled, Filler, LinkAck, LinkHello, Returned, Seat
 from atoll.group.station import Station, Take
-from atoll.group.ways import Copies, InPlace, Shared, Stream, Way
+from atoll.group.wiring.ways import Copies, InPlace, Shared, Stream, Way
 from atoll.net import arena, doors, tcp
 from atoll.net.arena import Arena, Tenant
 from atoll.net.bucket import TokenBucket

@@ -1,0 +1,1 @@
+"""Interface: the sockets of a group: of a member, of its helper, of the master."""
