@@ -319,7 +319,7 @@ def test_what_only_decides_imports_no_driver(kind: str, code: str) -> None:
     "code", ["import atoll.sim", "from atoll.sim import loop", "from atoll import sim", "from ..sim import loop"]
 )
 def test_what_runs_for_real_never_loads_the_simulator(code: str) -> None:
-    assert found_in("Driver", code, "atoll/group/wiring/wire.py")
+    assert found_in("Driver", code, "atoll/group/wire.py")
     assert found_in("Driver", f"def f():\n    {code}", "atoll/train/loop.py")
     assert found_in("Driver", f"if TYPE_CHECKING:\n    {code}", "atoll/train/loop.py")
     for path in ("atoll/group/virtual.py", "atoll/sim/links.py", "atoll/cli/sim.py", "atoll/reproduce/pccl.py"):
