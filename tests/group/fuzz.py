@@ -1,8 +1,8 @@
 """Policies only: master and peers under random interleavings of their streams; no clock, thread or tensor.
 
 Scripted programs join, compute (sometimes through several epochs), reduce, sync and let newcomers in, also in two
-subgroups at once, while processes crash, freeze, leave and arrive and links break. Streams are first in, first out;
-which one moves next is up to the seed.
+subgroups at once, while processes crash, freeze, leave and arrive, links break, and the master is killed and started
+again. Streams are first in, first out; which one moves next is up to the seed.
 
     python -m tests.group.fuzz 17            # replay one seed
     python -m tests.group.fuzz 0 100000      # a range
@@ -24,9 +24,11 @@ from atoll.group.api import (
     Close,
     DataDone,
     Finish,
+    Know,
     LinkDown,
     LinkUp,
-    MasterGone,
+    MasterAway,
+    MasterBack,
     Measure,
     Measured,
     Relink,
@@ -40,7 +42,7 @@ from atoll.group.membership.ballots import SYNC
 from atoll.group.membership.election import Plan, StateNote, TensorNote
 from atoll.group.membership.master import Master
 from atoll.group.membership.roster import Gone, Tick
-from atoll.group.messages import Beat, Seat, View
+from atoll.group.messages import Beat, Expel, Seat, View
 from atoll.group.peer import Peer
 
 LAUNCH, WAIT, NAP = "launch", "wait", "nap"
@@ -64,7 +66,9 @@ class Box:
     """One process: a peer policy, its scripted program, its streams."""
 
     def __init__(self, world: "World", number: int, steps: int) -> None:
-        self.world, self.id = world, number
+        self.world, self.number = world, number
+        self.line = self.who = world.connect(self)
+        """Our connection to the master, and how it knows us."""
         self.peer = Peer(Seat(0, "127.0.0.1", number, world.machine))
         self.dead = self.frozen = False
         self.awaits: Ticket | None = None
@@ -82,6 +86,10 @@ class Box:
         self.made = self.scopes = 0
         self.script = self.program(steps)
         self.go()
+
+    @property
+    def id(self) -> int:
+        return self.peer.id
 
     # -- the program, as somebody would write it -------------------------------------------------------------------
 
@@ -266,7 +274,7 @@ class Box:
                 if what == LAUNCH:
                     self.feed(ticket)
                 elif what == NAP:
-                    self.world.post((self.id, "nap"), self, self.go_on)
+                    self.world.post((self.number, "nap"), self, self.go_on)
                     return
                 elif ticket.outcome is None:
                     self.awaits = ticket
@@ -289,17 +297,17 @@ class Box:
         for action in self.peer.handle(event):
             match action:
                 case Tell(message, _):
-                    self.world.post((self.id, "master"), None, self.world.to_master, self.id, message)
+                    self.world.post((self.number, "master"), None, self.say, message)
                 case Finish(ticket, outcome):
                     assert ticket.outcome is None, "a ticket was answered twice"
                     ticket.outcome = outcome
                     if self.awaits is ticket:
-                        self.world.post((self.id, "wake"), self, self.wake, ticket)
+                        self.world.post((self.number, "wake"), self, self.wake, ticket)
                 case Relink(epoch, _, successor, _):
                     self.live = epoch
                     if successor is not None:
-                        other = self.world.boxes[successor.id]
-                        self.world.post((self.id, other.id, epoch), other, other.dialled, epoch, self)
+                        other = self.world.members[successor.id]
+                        self.world.post((self.id, successor.id, epoch), other, other.dialled, successor.id, epoch, self)
                 case Measure(to):
                     rate = self.world.random.choice([0.0, 1e6, 1e7, 1e8])
                     self.world.post((self.id, to, self.live), self, self.feed, Measured(self.live, to, rate, 1e-3))
@@ -314,7 +322,7 @@ class Box:
         self.started.add((self.live, run))
         for i in concerned:
             if (self.live, self.id, i) not in self.world.broken:
-                other = self.world.boxes[i]
+                other = self.world.members[i]
                 there = run if not run[1] or i == self.id else (run[0], self.id)
                 self.world.post((self.id, i, self.live), other, other.data, self.live, there, len(concerned))
 
@@ -323,9 +331,9 @@ class Box:
             self.awaits = None
             self.go()
 
-    def dialled(self, epoch: int, by: "Box") -> None:
-        event = LinkDown(epoch, self.id, "refused") if self.dead else LinkUp(epoch, self.id)
-        self.world.post((self.id, by.id, epoch), by, by.feed, event)
+    def dialled(self, called: int, epoch: int, by: "Box") -> None:
+        event = LinkDown(epoch, called, "refused") if self.dead else LinkUp(epoch, called)
+        self.world.post((called, by.id, epoch), by, by.feed, event)
 
     def data(self, epoch: int, run: RunKey, world: int) -> None:
         self.arrived[epoch, run] += 1
@@ -336,16 +344,32 @@ class Box:
     def break_link(self) -> None:
         """A link of the present epoch breaks under two living peers."""
         if len(self.ring) > 1 and self.id in self.ring:
-            other = self.world.boxes[self.ring[(self.ring.index(self.id) + 1) % len(self.ring)]]
+            other = self.world.members[self.ring[(self.ring.index(self.id) + 1) % len(self.ring)]]
             for a, b in ((self, other), (other, self)):
                 self.world.broken.add((self.live, a.id, b.id))
                 self.world.post((a.id, b.id, self.live), b, b.feed, LinkDown(self.live, a.id, "reset"))
+
+    def say(self, message: Any) -> None:
+        if self.world.connections.get(self.who) is self:
+            self.world.to_master(self.who, message)
+
+    def lost_master(self, line: int) -> None:
+        """Our connection to it broke: look for it again."""
+        if line and line == self.line and not self.dead and not self.peer.over:
+            self.line = 0
+            self.feed(MasterAway())
+            self.world.cut((self.number, "master"))
+            self.world.post((self.number, "dial"), self, self.found_master)
+
+    def found_master(self) -> None:
+        self.line = self.who = self.world.connect(self)
+        self.feed(MasterBack())
 
     def end(self, why: str) -> None:
         if self.dead:
             return
         self.dead = True
-        self.world.post((self.id, "master"), None, self.world.to_master, self.id, Gone(why))
+        self.world.post((self.number, "master"), None, self.say, Gone(why))
         for box in self.world.boxes.values():
             if not box.dead and box.live > 0 and self.id in box.ring:
                 self.world.post((self.id, box.id, box.live), box, box.feed, LinkDown(box.live, self.id, "reset"))
@@ -366,8 +390,14 @@ class World:
         """Nobody is lost before the end: there may be operations in subgroups right before an update_topology."""
         self.machine = self.random.choice(["", "one"])
         """Unknown: the master has links measured."""
+        self.forgetful = self.random.random() < 0.1
+        """A master knows nothing of the one before: if newcomers come first, they are another group."""
         self.master = Master(lambda: b"")
         self.boxes: dict[int, Box] = {}
+        self.connections: dict[int, Box] = {}
+        self.members: dict[int, Box] = {}
+        self.connected = self.restarts = 0
+        self.lost_with_master: set[str] = set()
         self.streams: dict[Any, deque[tuple[Box | None, Callable[..., object], tuple[Any, ...]]]] = {}
         self.busy: list[Any] = []
         self.broken: set[tuple[int, int, int]] = set()
@@ -382,22 +412,59 @@ class World:
             self.busy.append(stream)
         queue.append((box, fn, args))
 
+    def cut(self, stream: Any, keep: int = 0) -> None:
+        """A connection broke: only the first of what was under way arrives."""
+        queue = self.streams.get(stream)
+        if queue is None:
+            return
+        while len(queue) > keep:
+            queue.pop()
+        if not queue:
+            self.busy.remove(stream)
+            del self.streams[stream]
+
+    def connect(self, box: Box) -> int:
+        self.connected += 1
+        self.connections[-self.connected] = box
+        return -self.connected
+
     def to_master(self, who: int, message: Any) -> None:
         self.now += 1e-4
         for action in self.master.handle(who, message, self.now):
             match action:
                 case Say(to, said):
-                    if isinstance(said, View):
+                    if isinstance(said, View) and not self.forgetful:
                         self.check_links(said)
-                    self.post(("master", to), self.boxes[to], self.boxes[to].feed, said)
-                case Close(who):
-                    self.post(("master", who), self.boxes[who], self.boxes[who].feed, MasterGone("closed"))
+                        self.lost_with_master.update(map(str, said.lost))
+                    if to in self.connections:
+                        box = self.connections[to]
+                        self.post(("master", box.number), box, box.feed, said)
+                    assert not isinstance(said, Expel) or not said.reason.startswith("said"), said
+                case Close(to):
+                    if to in self.connections:
+                        box = self.connections.pop(to)
+                        self.post(("master", box.number), box, box.lost_master, box.line)
+                case Know(connection, member):
+                    box = self.connections[member] = self.members[member] = self.connections.pop(connection)
+                    box.who = member
+
+    def restart_master(self) -> None:
+        """Kill it, in the middle of what it says, and start another."""
+        self.restarts += 1
+        self.master = Master(lambda: b"", remembered=None if self.forgetful else self.master.remembered, now=self.now)
+        self.connections.clear()
+        for box in self.boxes.values():
+            if not box.dead:
+                self.cut((box.number, "master"))
+                stream = ("master", box.number)
+                self.cut(stream, self.random.randint(0, len(self.streams.get(stream, ()))))
+                self.post(stream, box, box.lost_master, box.line)
 
     def check_links(self, view: View) -> None:
         """When a view is said, every successor link of it has been up."""
         for i, member in enumerate(view.ring):
             successor = view.ring[(i + 1) % len(view.ring)]
-            assert len(view.ring) == 1 or (view.epoch, successor) in self.boxes[member].links, f"{view}: no link"
+            assert len(view.ring) == 1 or (view.epoch, successor) in self.members[member].links, f"{view}: no link"
 
     def join(self, steps: int) -> None:
         number = len(self.boxes) + 1
@@ -407,6 +474,8 @@ class World:
         alive = [b for b in self.boxes.values() if not b.dead]
         if what == "join":
             self.join(steps)
+        elif what == "restart master":
+            self.restart_master()
         elif what == "thaw":
             for box in alive:
                 box.frozen = False
@@ -451,6 +520,7 @@ class World:
         for _ in range(max(self.min_world, self.random.randint(1, 6 if self.divided else 4))):
             self.join(steps)
         kinds = ["join", "join", "died", "died", "left", "freeze", "freeze", "break link", "drop stopped"]
+        kinds += ["restart master"] * self.random.choice([0, 0, 2, 6])
         plan = sorted(
             (self.random.randint(0, 600), self.random.choice(kinds)) for _ in range(self.random.randint(0, 9))
         )
@@ -463,6 +533,10 @@ class World:
             if plan and self.events >= plan[0][0]:
                 self.disturb(plan.pop(0)[1], steps)
             elif not self.next_event():
+                if self.master.recovery and (self.master.recovery.returned or self.master.recovery.newcomers):
+                    self.now += 3.0
+                    self.to_master(0, Tick())
+                    continue
                 if not plan:
                     break
                 self.disturb(plan.pop(0)[1], steps)
@@ -490,9 +564,13 @@ class World:
         after: dict[int, set[int]] = {}
         for box in self.boxes.values():
             mine: dict[tuple[int, Any], list[Any]] = {}
+            # the old master may have told its last view and verdicts to this one alone, before both were gone
+            alone = f"peer-{box.id} (didn't come back to the new master)" in self.lost_with_master
             for t in box.trace:
                 own = "without this peer" in t[3] or "the group was" in t[3] or t[3] == "closed"
                 if t[1] != "join" and not own:
+                    if alone and t[4] == box.epoch:
+                        continue
                     after.setdefault(t[0], set()).update({t[4]} - {t[0]})
                     epoch, where, result = t[7]
                     if t[1] in ("send", "recv"):
@@ -503,7 +581,7 @@ class World:
                         mine.setdefault((epoch, where), []).append(t)
             for where, trace in mine.items():
                 seen.setdefault(where, []).append(trace)
-        if self.unruly:
+        if self.unruly or self.forgetful:
             return  # an update_topology outlives epochs, while the others fail in each
         for (epoch, where), traces in seen.items():
             longest = max(traces, key=len)

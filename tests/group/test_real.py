@@ -180,7 +180,7 @@ def test_everybody_learns_that_the_master_is_gone(peers: Any) -> None:
     master = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert master.stdout is not None
     address = master.stdout.readline().strip()
-    two = [peers(address, 10**6, "--pace", "0.01", "--min-world", "2") for _ in range(2)]
+    two = [peers(address, 10**6, "--pace", "0.01", "--min-world", "2", "--reconnect", "0") for _ in range(2)]
     for peer in two:
         peer.reach(3)
     master.kill()
@@ -191,6 +191,82 @@ def test_everybody_learns_that_the_master_is_gone(peers: Any) -> None:
         assert failed["kind"] == "MasterLost"
         assert failed["at"] - killed < 3.0
         assert peer.finish() == 2
+
+
+class MasterProcess:
+    """`atoll master` with a file for its state; always at the same address."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._argv = [
+            sys.executable,
+            "-m",
+            "atoll",
+            "master",
+            "--json",
+            "--state",
+            str(folder / "master.json"),
+            *options,
+        ]
+        self.address = self._start("127.0.0.1:0")
+
+    def _start(self, listen: str) -> str:
+        self.process = subprocess.Popen([*self._argv, "--listen", listen], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert self.process.stdout is not None
+        return str(json.loads(self.process.stdout.readline())["address"])
+
+    def end(self, how: signal.Signals) -> int:
+        self.process.send_signal(how)
+        return self.process.wait()
+
+    def again(self) -> None:
+        self._start(self.address)
+
+
+@pytest.fixture
+def restartable(tmp_path: Path) -> Iterator[MasterProcess]:
+    master = MasterProcess(tmp_path)
+    yield master
+    master.end(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_group_outlives_its_master(peers: Any, restartable: MasterProcess, how: signal.Signals) -> None:
+    three = [peers(restartable.address, 10**6, "--pace", "0.01", "--min-world", "3") for _ in range(3)]
+    for restarts in range(1, 4):
+        for peer in three:
+            peer.reach(20 * restarts)
+        restartable.end(how)
+        restartable.again()
+        for peer in three:
+            peer.wait_for(lambda said, p=peer, n=restarts: len(p.events("lost")) >= n)
+            assert "a new master" in peer.events("lost")[-1]["message"]
+    newcomer = peers(restartable.address, 10**6, "--pace", "0.01")
+    assert newcomer.wait_for(lambda said: said["event"] == "step")["world"] == 4
+    helpers = [helpers_of(peer.process.pid) for peer in three]
+    assert all(len(some) == 1 for some in helpers)
+    os.kill(three[0].process.pid, signal.SIGSTOP)  # the helpers have moved with their peers
+    three[1].wait_for(lambda said: said["event"] == "lost" and "stopped for 3 s" in said["message"])
+    three[1].reach(three[1].events("step")[-1]["revision"] + 10)
+    hashes: dict[int, set[str]] = {}
+    for peer in [*three, newcomer]:
+        assert not peer.events("expelled")
+        for said in peer.events("step"):
+            hashes.setdefault(said["revision"], set()).add(said["hash"])
+    assert all(len(some) == 1 for some in hashes.values())
+    assert len(hashes) > 70
+
+
+def test_a_master_that_is_closed_is_not_waited_for(peers: Any, restartable: MasterProcess) -> None:
+    peer = peers(restartable.address, 10**6, "--pace", "0.01")
+    peer.reach(3)
+    assert restartable.end(signal.SIGINT) == 0
+    closed = time.time()
+    failed = peer.wait_for(lambda s: s["event"] == "failed")
+    assert (failed["kind"], failed["message"]) == ("MasterLost", "the master was closed")
+    assert failed["at"] - closed < 3.0
+    restartable.again()
+    fresh = peers(restartable.address, 5)
+    assert fresh.reach(5)["world"] == 1  # nobody is waited for
 
 
 def test_no_helper_outlives_its_peer(peers: Any) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import atoll
-from atoll.errors import Expelled, InvalidTensor, Mismatch, PeerLost
+from atoll.errors import Expelled, InvalidTensor, PeerLost
 from atoll.group.facade import Group
 from atoll.group.membership.election import Election, Plan, StateNote, TensorNote, elect
 from atoll.group.state import SharedState, StateTensors
@@ -427,35 +427,68 @@ def test_a_crash_at_any_moment_of_a_sync_leaves_no_state_half_old_half_new(victi
     assert {"done", "lost"} <= seen
 
 
-def test_bytes_that_were_changed_on_the_way_are_committed_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    send, left = VirtualPort.send, [1]
+@pytest.fixture
+def liar(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The member 1 sends other bytes than it has voted for."""
+    send, spoiled = VirtualPort.send, []
 
     def corrupt(self: VirtualPort, to: int, seq: int, word: int, take: Take) -> None:
         def spoilt() -> memoryview | None:
             data = take()
-            if data is not None and left and len(data) > 100:
-                left.pop()
+            if data is not None and self.id == 1 and len(data) > 100:
+                spoiled.append(len(data))
                 data = memoryview(bytes([data[0] ^ 1]) + bytes(data[1:]))
             return data
 
         send(self, to, seq, word, spoilt)
 
     monkeypatch.setattr(VirtualPort, "send", corrupt)
+    return spoiled
 
-    def main(group: Group) -> str:
-        v, w = np.full(10, float(group.rank == 0)), np.full(50, float(group.rank == 0))
-        state = SharedState({"v": v, "w": w}, revision=int(group.rank == 0))
-        before = state.revision, state.digest()
-        epoch = group.epoch
-        with pytest.raises(Mismatch, match="the bytes received for 'v' are not those that were elected") as error:
+
+def held(group: Group, holders: int) -> tuple[SharedState, Any]:
+    values = np.full(60, float(group.rank < holders))
+    return SharedState({"v": values}, revision=int(group.rank < holders)), values
+
+
+def test_who_gives_another_state_than_it_voted_for_is_expelled_by_name(liar: list[int]) -> None:
+    def program() -> str:
+        with atoll.join("master:1", min_world=4) as group:
+            state, values = held(group, 1)
+            try:
+                group.sync(state)
+            except Expelled as error:
+                return str(error)
+            except PeerLost as error:
+                assert not values.any(), "committed"
+                group.sync(state)
+                group.barrier()
+                return str(error)
+            return "nothing"
+
+    world = World()
+    for name in "abcd":
+        world.start(name, program)
+    world.run()
+    gone, *others = [process.program.result for process in world.processes]
+    assert gone == "the group went on without this peer: gave another state than it had voted for"
+    assert len(set(others)) == 1
+    assert others[0].startswith("lost peer-1 (gave another state than it had voted for)")
+    assert liar, "nothing was corrupted"
+
+
+def test_where_several_gave_a_state_that_came_out_wrong_one_gives_next_time(liar: list[int]) -> None:
+    def main(group: Group) -> bytes:
+        state, values = held(group, 2)
+        with pytest.raises(PeerLost, match="a shared state came out wrong"):
             group.sync(state)
-        assert (state.revision, state.digest()) == before
+        assert values.all() == (group.rank < 2), "committed"
         group.sync(state)
-        assert (state.revision, v[0], w[0], group.epoch) == (1, 1.0, 1.0, epoch)
-        return str(error.value)
+        assert (state.revision, group.world) == (1, 4)
+        return state.digest()
 
-    assert len(set(together(3, main))) == 1
-    assert not left, "nothing was corrupted"
+    assert len(set(together(4, main))) == 1
+    assert liar, "nothing was corrupted"
 
 
 def test_states_of_one_seed_are_the_same_run() -> None:

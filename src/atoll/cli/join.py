@@ -22,7 +22,7 @@ from atoll.errors import AtollError, InvalidConfig
 from atoll.group.facade import Group
 from atoll.group.joining import join
 from atoll.group.wiring.links import CONNECTIONS, MOST_CONNECTIONS
-from atoll.group.wiring.wire import parse_address
+from atoll.group.wiring.wire import RECONNECT_S, parse_address, parse_addresses
 from atoll.train.settings import TrainSettings
 
 
@@ -35,7 +35,9 @@ class JoinSettings(TrainSettings):
     """
 
     address: Positional[str]
-    """HOST:PORT of the master."""
+    """HOST:PORT of the master; with a comma after it, of another that stands by."""
+    reconnect: float = RECONNECT_S
+    """Seconds for which a master that is gone is looked for."""
     connections: int = CONNECTIONS
     """TCP connections of a link longer than 5 ms."""
     upload_mbit: float = 0.0
@@ -59,8 +61,11 @@ class JoinSettings(TrainSettings):
 def main(argv: list[str]) -> int:
     """Train as one peer."""
     settings = parse(JoinSettings, argv, prog="atoll join", description=str(JoinSettings.__doc__), env=os.environ).value
-    for address in filter(None, (settings.address, settings.listen, settings.advertise)):
+    parse_addresses(settings.address)
+    for address in filter(None, (settings.listen, settings.advertise)):
         parse_address(address)
+    if not 0 <= settings.reconnect < math.inf:
+        raise InvalidConfig(f"--reconnect is {settings.reconnect:g}: give seconds, or 0 to end with the master")
     if not 1 <= settings.connections <= MOST_CONNECTIONS:
         raise InvalidConfig(f"--connections is {settings.connections}: a link has 1 to {MOST_CONNECTIONS}")
     if not 0 <= settings.upload_mbit < math.inf:
@@ -113,6 +118,7 @@ def _train(settings: JoinSettings, name: str, run: RunDir, report: Callable[...,
             advertise=settings.advertise,
             connections=settings.connections,
             upload_bytes_per_s=settings.upload_mbit * 1e6 / 8 or None,
+            reconnect_s=settings.reconnect,
         )
 
     trainer.run(enter)

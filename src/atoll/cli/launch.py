@@ -29,6 +29,8 @@ TICK_S = 0.25
 HEAR_S = 3.0
 """What a newcomer that took part to the end has said may be read so long after what the others said."""
 LEAVE_S = 5.0
+MOST_MASTERS = 10
+"""Started one after the other in a run."""
 INTERRUPTED = 130
 
 
@@ -78,6 +80,7 @@ class _Session:
         self._processes = processes
         self._chaos = Chaos(launch.peers, launch.seed) if launch.chaos else None
         self._address = ""
+        self._masters = 0
         self._trouble = ""
         self._running: set[str] = set()  # peers
         self._late: set[str] = set()
@@ -87,9 +90,7 @@ class _Session:
 
     def train(self) -> str:
         """Start all, go on until all have ended; returns what went wrong, if anything."""
-        self._processes.start(
-            [*self._launch.program, "master", "--listen", "127.0.0.1:0", "--json"], MASTER, stdout=self._on_line
-        )
+        self._start_master("127.0.0.1:0")
         while self._running or not self._address:
             self._turn(TICK_S)
             if self._trouble:
@@ -131,7 +132,7 @@ class _Session:
         self._tell(event)
         if self._dismissed:
             return
-        if name == MASTER and event.get("event") == "listening":
+        if name == MASTER and event.get("event") == "listening" and not self._address:
             self._address = event["address"]
             self._view.note(f"the master listens on {self._address}; the peers load torch, then they join")
             for number in range(self._launch.peers):
@@ -146,7 +147,10 @@ class _Session:
             self._announce("failed", end.name, message=self._why(end))
 
     def _on_master_end(self, end: Exit) -> None:
-        if self._running or not self._address:
+        if self._running and self._masters < MOST_MASTERS:
+            self._view.note(f"the master ended ({self._why(end)}): another takes over at its address")
+            self._start_master(self._address)
+        elif self._running or not self._address:
             self._trouble = f"the master ended: {self._why(end)}; logs in {self._logs}"
 
     # -- what goes out ------------------------------------------------------------------------------------------------
@@ -158,6 +162,12 @@ class _Session:
         else:
             self._processes.kill(move.name)
             self._announce("killed", move.name)
+
+    def _start_master(self, address: str) -> None:
+        self._masters += 1
+        state = self._launch.run.path / "master.json"
+        arguments = ["master", "--listen", address, "--state", str(state), "--json"]
+        self._processes.start([*self._launch.program, *arguments], MASTER, stdout=self._on_line)
 
     def _start(self, name: str, min_world: int) -> None:
         run = self._launch.run

@@ -186,6 +186,8 @@ class LinkDown:
     epoch: int
     id: int
     why: str
+    awaited: tuple[int, ...] = ()
+    """Members whose data is overdue, where nothing came for too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +199,18 @@ class DataDone:
 
 
 @dataclass(frozen=True, slots=True)
+class MasterAway:
+    """The connection to the master broke; a new one is looked for, to it or to its successor."""
+
+
+@dataclass(frozen=True, slots=True)
+class MasterBack:
+    """There is one again."""
+
+
+@dataclass(frozen=True, slots=True)
 class MasterGone:
-    """The connection to the master broke. `refused`: for it is another version."""
+    """There is no master, and none will be looked for. `refused`: for it is another version."""
 
     why: str
     refused: bool = False
@@ -214,7 +226,7 @@ class Measured:
     round_trip_s: float
 
 
-PeerEvent = Ticket | ToPeer | LinkUp | LinkDown | Measured | DataDone | MasterGone
+PeerEvent = Ticket | ToPeer | LinkUp | LinkDown | Measured | DataDone | MasterAway | MasterBack | MasterGone
 
 
 # -- actions of the peer policy ----------------------------------------------------------------------------------------
@@ -289,4 +301,12 @@ class Close:
     who: int
 
 
-MasterAction = Say | Close
+@dataclass(frozen=True, slots=True)
+class Know:
+    """From now on, what connection `who` says is from the member `id`, and what is said to that goes there."""
+
+    who: int
+    id: int
+
+
+MasterAction = Say | Close | Know

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from atoll.group.api import HasPorts, Port
 from atoll.group.facade import Group
 from atoll.group.wiring.links import CONNECTIONS
-from atoll.group.wiring.wire import Wire
+from atoll.group.wiring.wire import RECONNECT_S, Wire
 from atoll.runtime.api import here
 
 
@@ -21,14 +21,18 @@ def join(
     shared_memory: bool = True,
     connections: int = CONNECTIONS,
     upload_bytes_per_s: float | None = None,
+    reconnect_s: float = RECONNECT_S,
 ) -> Group:
-    """Enter the group of the master at `address` ("host:port"); returns when a ring stands that has us in it.
+    """Enter the group of the master at `address` ("host:port"); returns when a ring stands that has us in it. Several
+    addresses, with commas: where another master stands by (`atoll master --standby`).
 
     `min_world`: wait until so many peers (the largest number among those waiting) are there. `listen`: the "host:port"
     where other peers reach us; by default the address that faces the master, any port. `advertise`: the "host:port"
     they are told to dial, where that is another (a forwarded port; port 0: the one we listen on). `shared_memory`: use
     it with peers of the same machine. `connections`: how many TCP connections a link of more than 5 ms gets.
     `upload_bytes_per_s`: send other machines no more data than that; what stays on this one, and votes, don't count.
+    `reconnect_s`: a master that is gone is looked for so long; the group goes on when it, or another that stands by,
+    is there again, and only then does a call raise `MasterLost`. 0: it does at once.
 
     Errors: `MasterLost` (nobody answers), `Refused`, `DeadlineExceeded` (no ring within `timeout_s`).
     """
@@ -41,5 +45,6 @@ def join(
         port = Wire(
             address, timeout_s=patience_s, listen=listen, advertise=advertise, shared_memory=shared_memory,
             connections=connections, upload_bytes_per_s=upload_bytes_per_s,
+            reconnect_s=reconnect_s,
         )  # fmt: skip
     return Group.enter(port, min_world=min_world, name=name, labels=labels, timeout_s=timeout_s)

@@ -63,6 +63,8 @@ class Hello(Message, frozen=True, tag=1):
     min_world: int = 1
     machine: str = ""
     door: str = ""
+    masters: int = 1
+    """At how many addresses I may look for a master. More than one: only a majority may go on without the others."""
 
 
 class Linked(Message, frozen=True, tag=2):
@@ -138,11 +140,46 @@ class AskStatus(Message, frozen=True, tag=8):
     """Tell me how the group stands."""
 
 
+class Agreed(msgspec.Struct, frozen=True, array_like=True):
+    """The last agreement on a shared state, as a member knows it."""
+
+    what: str
+    """What was voted for: it names the state."""
+    epoch: int
+    scope: int
+    nth: int
+    """Of its series, in that epoch."""
+    members: tuple[int, ...]
+    revision: int
+
+
+class Return(Message, frozen=True, tag=11):
+    """My master is gone, its successor may know from me how the group stands. `kept` messages of that kind follow."""
+
+    id: int
+    secret: bytes
+    hello: Hello
+    view: "View | None" = None
+    """The newest I was told."""
+    attempt: int = 0
+    """The newest epoch I have heard of."""
+    attempted: tuple[int, ...] = ()
+    """Who was to be in it."""
+    seq: int = 0
+    """The newest number of a data phase."""
+    opening: bool = False
+    """I wait in `update_topology`."""
+    agreements: tuple[Agreed, ...] = ()
+    kept: int = 0
+
+
 class Broken(Message, frozen=True, tag=9):
     """A link of this epoch broke under an operation."""
 
     epoch: int
     why: str
+    awaited: tuple[int, ...] = ()
+    """Members whose data I waited for, where nothing came for too long."""
 
 
 # -- master -> peer ---------------------------------------------------------------------------------------------------
@@ -197,6 +234,22 @@ class Verdict(Message, frozen=True, tag=24):
     scope: int = 0
 
 
+class Kept(Message, frozen=True, tag=12):
+    """What a member remembers for a new master: the verdict on the `nth` operation of its series in that epoch."""
+
+    epoch: int
+    members: tuple[int, ...]
+    """Of the subgroup; empty: the whole group."""
+    nth: int
+    verdict: Verdict
+
+
+class Retold(Message, frozen=True, tag=31):
+    """A verdict of the master before, which others have heard and you perhaps not."""
+
+    kept: Kept
+
+
 class Crossed(Message, frozen=True, tag=25):
     """Some wait in `update_topology`, the others in operations: nobody could go on, all of these fail. To each its
     own."""
@@ -223,6 +276,12 @@ class Expel(Message, frozen=True, tag=26):
 
 class Refuse(Message, frozen=True, tag=27):
     """You can't be a member."""
+
+    reason: str
+
+
+class Over(Message, frozen=True, tag=30):
+    """The master was closed, for good: there is nothing to wait for."""
 
     reason: str
 
@@ -278,6 +337,8 @@ class Status(Message, frozen=True, tag=28):
     links: tuple[LinkStatus, ...] = ()
     ring_why: str = ""
     """Why the ring has this order."""
+    note: str = ""
+    """What the master itself waits for, if it does."""
 
 
 # -- peer -> peer -----------------------------------------------------------------------------------------------------
@@ -319,9 +380,9 @@ class Filled(Message, frozen=True, tag=44):
     """Filler has come."""
 
 
-FromPeer = Hello | Linked | Probed | Topology | Initiate | Complete | Broken | Bye
+FromPeer = Hello | Linked | Probed | Topology | Initiate | Complete | Broken | Bye | Return | Kept
 ToMaster = FromPeer | Beat | AskStatus
-ToPeer = Welcome | Establish | Probe | View | Commence | Verdict | Crossed | Expel | Refuse
+ToPeer = Welcome | Establish | Probe | View | Commence | Verdict | Crossed | Retold | Expel | Refuse | Over
 OnLink = LinkHello | LinkAck | Returned | Filler | Filled
 
 _encoder = msgspec.msgpack.Encoder()

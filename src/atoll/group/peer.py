@@ -6,6 +6,9 @@ of an operation that failed, so that all survivors see the same sequence of outc
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Final
+
+import msgspec
 
 from atoll.errors import AtollError, Expelled, MasterLost, Mismatch, PeerLost, Refused, Unfit
 from atoll.group.api import (
@@ -13,6 +16,8 @@ from atoll.group.api import (
     Finish,
     LinkDown,
     LinkUp,
+    MasterAway,
+    MasterBack,
     MasterGone,
     Measure,
     Measured,
@@ -27,7 +32,9 @@ from atoll.group.api import (
     Ticket,
     unvoted_seq,
 )
+from atoll.group.membership.ballots import is_sync, revision_of
 from atoll.group.messages import (
+    Agreed,
     Broken,
     Commence,
     Complete,
@@ -36,10 +43,14 @@ from atoll.group.messages import (
     Expel,
     Hello,
     Initiate,
+    Kept,
     Linked,
+    Over,
     Probe,
     Probed,
     Refuse,
+    Retold,
+    Return,
     Seat,
     ToMaster,
     Topology,
@@ -48,21 +59,27 @@ from atoll.group.messages import (
     Welcome,
 )
 
+MOST_KEPT: Final = 1024
+"""Verdicts remembered for a new master, one per series; no member can lack more than it has operations under way."""
+
 
 @dataclass
 class Running:
     """An operation not yet decided."""
 
     ticket: Ticket
+    nth: int = 0
+    """Of its series in this epoch; 0: never told to anybody."""
     run: RunKey | None = None
     reported: bool = False
 
 
 class Peer:
-    """`handle` takes one event and returns actions, to be carried out in order. `seat`: where others dial us."""
+    """`handle` takes one event and returns actions, to be carried out in order. `seat`: where others dial us.
+    `masters`: at how many addresses one may be looked for."""
 
-    def __init__(self, seat: Seat) -> None:
-        self.seat = seat
+    def __init__(self, seat: Seat, masters: int = 1) -> None:
+        self.seat, self._masters = seat, masters
         self.id = 0
         self.secret = b""
         self.views: list[View] = []
@@ -73,6 +90,17 @@ class Peer:
         """A `join` or `update_topology` under way."""
         self.over: AtollError | None = None
         """What ended it all."""
+        self.away = False
+        """Between two masters: what is launched fails with the next View."""
+        self._silent = False
+        """There is nobody to tell anything."""
+        self.kept: dict[Series, Kept] = {}
+        """The last verdict of each series, of this epoch and the one before. A new master may have to say it again to
+        others, who can be one behind."""
+        self.agreements: dict[str, Agreed] = {}
+        self._hello: Hello | None = None
+        self._attempt = self._seq = 0
+        self._attempted: tuple[int, ...] = ()
         self._broken: LinkDown | None = None
         """A link of the present epoch that is gone."""
         self._launched: Counter[Series] = Counter()
@@ -95,6 +123,8 @@ class Peer:
                 self._on_commence(event)
             case Verdict():
                 self._on_verdict(event)
+            case Retold():
+                self._on_retold(event.kept)
             case Crossed():
                 self._on_crossed(event)
             case Expel():
@@ -115,6 +145,12 @@ class Peer:
                     self._tell(Probed(event.epoch, event.id, event.bytes_per_s, event.round_trip_s))
             case DataDone():
                 self._on_data_done(event)
+            case MasterAway():
+                self.away = self._silent = True
+            case MasterBack():
+                self._on_back()
+            case Over():
+                self._end(MasterLost(event.reason))
             case MasterGone():
                 self._end(Refused(event.why) if event.refused else MasterLost(event.why))
         return self._out
@@ -126,12 +162,16 @@ class Peer:
             self._finish(ticket, Outcome(error=self.over))
         elif ticket.kind == "join":
             self.opening = ticket
-            seat = self.seat
-            labels = dict(ticket.labels)
-            self._tell(Hello(seat.host, seat.port, ticket.name, labels, ticket.min_world, seat.machine, seat.door))
+            seat, labels = self.seat, dict(ticket.labels)
+            self._hello = Hello(
+                seat.host, seat.port, ticket.name, labels, ticket.min_world, seat.machine, seat.door, self._masters
+            )
+            if not self._silent:
+                self._out.append(Tell(self._hello))
         elif ticket.kind == "topology":
             self.opening = ticket
-            self._tell(Topology())
+            if not self._silent:
+                self._out.append(Tell(Topology()))
         else:
             self._on_operation(ticket)
 
@@ -143,10 +183,10 @@ class Peer:
         ring = self._ring_of(ticket)
         series = self._series_of(ticket, ring)
         running = self.running[series] = Running(ticket)
-        if self.forming:
+        if self.forming or self.away:
             return  # it fails when the new View comes
         self._launched[series] += 1
-        nth = self._launched[series]
+        nth = running.nth = self._launched[series]
         eager = ticket.eager and len(ring) > 1
         seq = unvoted_seq(series, nth) if eager else 0
         if not ticket.between_two:
@@ -161,7 +201,8 @@ class Peer:
     # -- from the master -------------------------------------------------------------------------------------------
 
     def _on_establish(self, message: Establish) -> None:
-        self.forming, self._broken = message, None
+        self.forming, self._broken, self.away = message, None, False
+        self._attempt, self._attempted = message.epoch, tuple(seat.id for seat in message.ring)
         for running in self.running.values():
             running.run = None
         ring = message.ring
@@ -175,6 +216,8 @@ class Peer:
     def _on_view(self, view: View) -> None:
         self.forming = None
         self._launched.clear()
+        before = self.views[-1].epoch if self.views else view.epoch
+        self.kept = {series: kept for series, kept in self.kept.items() if kept.epoch >= before}
         if view.opened:  # the program is inside join or update_topology: it skips what it missed
             self.views.clear()
         self.views.append(view)
@@ -185,10 +228,14 @@ class Peer:
             self._finish(ticket, Outcome(view=view))
 
     def _on_commence(self, message: Commence) -> None:
+        self._seq = max(self._seq, message.seq)
         self._start(self.running[Series(message.scope, message.tag)], (message.seq, 0), message.plan)
 
     def _on_verdict(self, message: Verdict) -> None:
-        running = self.running.pop(Series(message.scope, message.tag))
+        series = Series(message.scope, message.tag)
+        running = self.running.pop(series)
+        self._keep(series, running, message)
+        self._agree(running, message)
         error = Mismatch(message.error) if message.error else None
         pending = None if message.scope else message.pending  # of a subgroup: the others would not know
         self._finish(running.ticket, Outcome(pending, None, error, message.payloads), running.run)
@@ -199,12 +246,60 @@ class Peer:
             series = Series(*operation)
             if series in self.running:
                 running = self.running.pop(series)
+                verdict = Verdict(series.tag, message.pending, error=message.error, scope=series.scope)
+                self._keep(series, running, verdict)
                 self._finish(running.ticket, outcome, running.run)
             else:
                 self._launched[series] += 1  # so that the next one has the same number on all
         if self.opening is not None:
             ticket, self.opening = self.opening, None
             self._finish(ticket, outcome)
+
+    # -- from one master to the next --------------------------------------------------------------------------------
+
+    def _on_back(self) -> None:
+        """Tell the new master all we know of the group; it answers as if it were the old one."""
+        self._silent = False
+        if not self.id:
+            self.away = False
+            if self._hello is not None:
+                self._tell(self._hello)
+            return
+        assert self._hello is not None
+        view = self.views[-1] if self.views else None
+        opening = self.opening is not None and self.opening.kind == "topology"
+        known = Return(
+            self.id, self.secret, self._hello, view, self._attempt, self._attempted, self._seq, opening,
+            tuple(self.agreements.values()), len(self.kept),
+        )  # fmt: skip
+        self._out.append(Tell(known))
+        self._out += [Tell(kept) for kept in self.kept.values()]
+
+    def _on_retold(self, message: Kept) -> None:
+        """A verdict that others heard of the old master."""
+        verdict = message.verdict
+        running = self.running.get(Series(verdict.scope, verdict.tag))
+        if running is None:
+            return
+        ticket = running.ticket
+        if (ticket.epoch, ticket.members, running.nth) == (message.epoch, message.members, message.nth):
+            self._on_verdict(verdict)
+
+    def _keep(self, series: Series, running: Running, verdict: Verdict) -> None:
+        self.kept.pop(series, None)  # so that the oldest stand first
+        self.kept[series] = Kept(running.ticket.epoch, running.ticket.members, running.nth, verdict)
+        while len(self.kept) > MOST_KEPT:
+            del self.kept[next(iter(self.kept))]
+
+    def _agree(self, running: Running, verdict: Verdict) -> None:
+        ticket = running.ticket
+        if is_sync(ticket.what) and not verdict.error and verdict.payloads:
+            try:
+                revision = revision_of(verdict.payloads[0])
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                return  # the program, which has to read it too, will say so
+            ring = self._ring_of(ticket)
+            self.agreements[ticket.what] = Agreed(ticket.what, ticket.epoch, ticket.scope, running.nth, ring, revision)
 
     # -- from the driver -------------------------------------------------------------------------------------------
 
@@ -232,11 +327,13 @@ class Peer:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _tell(self, message: ToMaster, patient: bool = False) -> None:
-        self._out.append(Tell(message, patient))
+        if not self.away:  # a new master has no use for what concerns epochs of the old one
+            self._out.append(Tell(message, patient))
 
     def _tell_broken(self) -> None:
         assert self._broken
-        self._tell(Broken(self._broken.epoch, f"link to peer {self._broken.id}: {self._broken.why}"))
+        broken = self._broken
+        self._tell(Broken(broken.epoch, f"link to peer {broken.id}: {broken.why}", broken.awaited))
 
     def _finish(self, ticket: Ticket, outcome: Outcome, run: RunKey | None = None) -> None:
         self._out.append(Finish(ticket, outcome, run))

@@ -144,6 +144,10 @@ class Station:
         finally:
             self._resuming = False
 
+    def awaited(self) -> set[int]:
+        """Members whose data is waited for."""
+        return {run.start.ring[rank] for run in self.runs.values() for rank in run.execution.sources()}
+
     # -- frames that come ------------------------------------------------------------------------------------------
 
     def place(self, source: int, seq: int, word: int, nbytes: int) -> memoryview | None:
@@ -274,8 +278,8 @@ class Station:
         for step in leaving:
             self._send(run_key, run, step)
         if run.execution.done:
-            self.feed(DataDone(run_key))
-            if run_key in self.runs:
+            self.feed(DataDone(run_key, run.execution.fault))
+            if run_key in self.runs and not run.execution.fault:
                 run.value = self._value(run)
         else:
             self.resume()

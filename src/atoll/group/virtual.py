@@ -14,7 +14,20 @@ import numpy as np
 
 from atoll import rng
 from atoll.group import messages
-from atoll.group.api import Close, LinkDown, LinkUp, MasterGone, Measured, PeerEvent, Relink, Say, Ticket
+from atoll.group.api import (
+    Close,
+    Know,
+    LinkDown,
+    LinkUp,
+    MasterAway,
+    MasterBack,
+    MasterGone,
+    Measured,
+    PeerEvent,
+    Relink,
+    Say,
+    Ticket,
+)
 from atoll.group.membership.master import Master
 from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import Beat, Seat, ToMaster, ToPeer
@@ -33,7 +46,8 @@ T = TypeVar("T")
 TICK_S = 0.5
 PROBE_S = 0.1
 """What measuring a link takes."""
-PATIENCE_S = 30.0
+REDIAL_S = 0.1
+PATIENCE_S = 60.0
 """With nothing but ticks left for so long, which outlasts every limit of the master, programs are deadlocked."""
 
 
@@ -64,8 +78,14 @@ class World:
         self.master = Master(lambda: b"")
         self.outlet = Outlet(bytes_per_s)
         """The master's."""
+        self.down = False
+        """The master has been killed, and none has taken over yet."""
         self.processes: list[Process] = []
-        self.ports: dict[int, VirtualPort] = {}
+        self.ports: list[VirtualPort] = []
+        self.connections: dict[int, VirtualPort] = {}
+        """By number: below zero until it is a member's."""
+        self.members: dict[int, VirtualPort] = {}
+        self._connected = 0
         self.said: list[tuple[int, Any]] = []
         """Everything the master said, to whom; for tests."""
         self._idle_ticks = 0
@@ -98,21 +118,47 @@ class World:
         """A new stream from the computer with this way out."""
         return Link(self.loop, self.latency_s, outlet, self._jitter)
 
+    def connect(self, port: "VirtualPort") -> int:
+        """A new connection to the master."""
+        self._connected += 1
+        self.connections[-self._connected] = port
+        return -self._connected
+
+    def kill_master(self) -> None:
+        """SIGKILL: connections reset, what was on its way to it or from it is lost."""
+        self.down = True
+        self.connections.clear()
+        for port in self.ports:
+            port.hang_up()
+
+    def start_master(self) -> None:
+        """Another takes over, which knows whom to expect. If one is there, nothing happens."""
+        if not self.down:
+            return
+        self.down = False
+        self.master = Master(lambda: b"", remembered=self.master.remembered, now=self.loop.now_s)
+
     def tell_master(self, who: int, event: ToMaster | Tick | Gone) -> None:
         """The master hears `event` now."""
+        if self.down:
+            return
         for action in self.master.handle(who, event, self.loop.now_s):
             match action:
                 case Say(to, message):
                     self.said.append((to, message))
-                    port = self.ports[to]
-                    port.from_master.carry(weight(message), port.process.call, port.heard, message)
-                case Close():
-                    pass  # the Expel before it says the same
+                    if to in self.connections:
+                        self.connections[to].carry(message)
+                case Know(connection, member):
+                    port = self.connections[member] = self.members[member] = self.connections.pop(connection)
+                    port.who = member
+                case Close(who):
+                    if who in self.connections:
+                        self.connections.pop(who).hang_up_at_last()
 
     def _tick(self) -> None:
         """Stands for the helpers, who see whether a process is frozen, and for the master's own clock."""
-        for port in list(self.ports.values()):
-            if not port.closed:
+        for port in self.ports:
+            if not port.closed and port.id:
                 state = "stopped" if port.process.frozen else "running"
                 self.tell_master(port.id, Beat(port.id, b"", state, b""))
         self.tell_master(0, Tick())
@@ -218,17 +264,26 @@ class VirtualPort:
 
     def __init__(self, process: Process) -> None:
         self.process, self.world = process, process.world
-        self.id = len(self.world.ports) + 1
-        self.world.ports[self.id] = self
-        self.station = Station(Peer(Seat(0, "127.0.0.1", self.id, process.world.machine)), self)
+        self.world.ports.append(self)
+        number = len(self.world.ports)
+        self.station = Station(Peer(Seat(0, "127.0.0.1", number, process.world.machine)), self)
         self.closed = False
+        self.who = self.world.connect(self)
+        self._line = 0
+        """Counts connections to the master: what was on its way in an older one is lost."""
         self.outlet = Outlet(self.world.bytes_per_s)
         self.to_master, self.from_master = self.world.link(self.outlet), self.world.link(self.world.outlet)
         self._waits_for: Ticket | None = None
         self._out: dict[int, _Wire] = {}
         self._in: dict[tuple[int, int], _Wire] = {}
+        if self.world.down:
+            self._look_for_master(self._line)
 
     # -- Port ------------------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> int:
+        return self.station.peer.id
 
     def submit(self, ticket: Ticket) -> None:
         self.station.feed(ticket)
@@ -258,7 +313,7 @@ class VirtualPort:
             other = wire.target if wire.source is self else wire.source
             link = wire.link if wire.source is self else self.world.link(self.outlet)
             link.carry(0, other.process.call, other.link_down, wire.epoch, self.id)
-        self.to_master.carry(0, self.world.tell_master, self.id, Gone(reason))
+        self._send_master(0, Gone(reason))
 
     def _resume(self, ticket: Ticket) -> None:
         if self._waits_for is ticket:
@@ -274,7 +329,52 @@ class VirtualPort:
 
     def tell(self, message: ToMaster, patient: bool = False) -> None:
         if not self.closed:
-            self.to_master.carry(weight(message), self.world.tell_master, self.id, message)
+            self._send_master(weight(message), message)
+
+    def _send_master(self, nbytes: int, message: ToMaster | Gone) -> None:
+        line = self._line
+
+        def arrive() -> None:
+            if line == self._line:
+                self.world.tell_master(self.who, message)
+
+        self.to_master.carry(nbytes, arrive)
+
+    def carry(self, message: ToPeer) -> None:
+        """Something from the master."""
+        self.from_master.carry(weight(message), self.process.call, self._said, self._line, message)
+
+    def _said(self, line: int, message: ToPeer) -> None:
+        if line == self._line:
+            self.heard(message)
+
+    def hang_up_at_last(self) -> None:
+        """The master closes the connection; what it has said still comes."""
+        self.from_master.carry(0, self.process.call, self._hung_up, self._line)
+
+    def _hung_up(self, line: int) -> None:
+        if line == self._line:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """The connection to the master breaks, in both directions."""
+        self._line += 1
+        if not self.closed:
+            self.process.call(self._look_for_master, self._line)
+
+    def _look_for_master(self, line: int) -> None:
+        if line == self._line and not self.closed and not self.station.peer.over:
+            self.heard(MasterAway())
+            self._dial_master(line)
+
+    def _dial_master(self, line: int) -> None:
+        if line != self._line or self.closed:
+            return
+        if self.world.down:
+            self.world.loop.post(round(REDIAL_S * 1e9), self.process.call, self._dial_master, line)
+        else:
+            self.who = self.world.connect(self)
+            self.heard(MasterBack())
 
     def relink(self, to: Relink) -> None:
         self._out.clear()
@@ -289,7 +389,7 @@ class VirtualPort:
         self.world.link(self.outlet).carry(nbytes, self.process.call, self.heard, found)
 
     def _dial(self, to: int) -> _Wire:
-        wire = self._out[to] = _Wire(self.station.epoch, self, self.world.ports[to])
+        wire = self._out[to] = _Wire(self.station.epoch, self, self.world.members[to])
         self.world.link(self.outlet).carry(0, self._knock, wire)
         return wire
 

@@ -31,13 +31,16 @@ def main() -> None:
     parser.add_argument("--pace", type=float, default=0.0, help="seconds of make-believe computing per step")
     parser.add_argument("--tags", type=int, default=1, help="tensors reduced at once")
     parser.add_argument("--min-world", type=int, default=1)
+    parser.add_argument("--reconnect", type=float, default=30.0, help="seconds for which a lost master is looked for")
     parser.add_argument("--rejoin", action="store_true", help="join again when expelled")
     options = parser.parse_args()
     weights = np.zeros(options.size)
     state = atoll.SharedState({"weights": weights})
     while True:
         try:
-            with atoll.join(options.address, min_world=options.min_world, timeout_s=None) as group:
+            with atoll.join(
+                options.address, min_world=options.min_world, timeout_s=None, reconnect_s=options.reconnect
+            ) as group:
                 say(event="joined", id=group.id, world=group.world)
                 train(group, state, weights, options)
                 group.barrier()

@@ -52,7 +52,8 @@ def cut(start: int, stop: int, parts: int) -> list[slice]:
 class Execution:
     """`begin` and `landed` return the steps whose data may leave now; `outgoing` is that data, made when it is taken.
 
-    ValueError from any of them: the data can't be sent as asked (NaN and a codec), or `check` found it wrong.
+    ValueError from any of them: the data can't be sent as asked (NaN and a codec). `fault`: what `check` found wrong
+    with the result; all the same it has gone to those who get it from us.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Execution:
     ) -> None:
         self.source, self.result = source, result
         self.done = False
+        self.fault = ""
         self.sent = self.received = 0
         self._lanes, self._pieces, self._world, self._op, self._codec, self._check = (
             schedule, pieces, world, op, codec, check,
@@ -98,6 +100,10 @@ class Execution:
             return _bytes(self._newest(piece))
         encoded = self._encoded.get(piece)
         return _bytes(self._encode(piece) if encoded is None else encoded)
+
+    def sources(self) -> set[int]:
+        """Ranks whose data is waited for."""
+        return {source for source, _, _ in self._waiting}
 
     def awaits(self, key: Key) -> bool:
         """Does a lane wait for just this?"""
@@ -196,8 +202,8 @@ class Execution:
     def _finish_if_over(self) -> None:
         if not self._unfinished:
             self.done = True
-            if self._check and (fault := self._check(self.result)):
-                raise ValueError(fault)
+            if self._check:
+                self.fault = self._check(self.result)
 
     def _newest(self, piece: int) -> Array:
         part: Array = (self.result if self._written[piece] else self.source)[self._pieces[piece]]

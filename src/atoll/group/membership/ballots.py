@@ -48,6 +48,8 @@ class Ballot:
     complete: set[int] = field(default_factory=set)
     fault: str = ""
     """What somebody found wrong with the data."""
+    faulty: dict[int, str] = field(default_factory=dict)
+    """Who found that a shared state is not the elected one."""
 
     @property
     def payloads(self) -> tuple[bytes, ...]:
@@ -124,3 +126,8 @@ def _elected(ballot: Ballot, votes: Sequence[Initiate], incumbents: set[int], mo
 def revision_of(plan: bytes) -> int:
     """The revision that an elected plan brings."""
     return msgspec.msgpack.decode(plan, type=Plan).revision
+
+
+def chains_of(plan: bytes) -> tuple[tuple[int, ...], ...]:
+    """Who gives it to whom."""
+    return msgspec.msgpack.decode(plan, type=Plan).chains

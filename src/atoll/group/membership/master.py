@@ -5,15 +5,27 @@ View is the verdict on all of it, so votes of a dead epoch need no answer and no
 et al. 2025, arXiv 2505.14065), whose per-operation abort votes this rule replaces.
 """
 
+import hmac
 import ipaddress
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from atoll.group.api import MOST_OPERATIONS, MOST_SCOPES, MOST_VOTES, Close, MasterAction, Say
-from atoll.group.membership.ballots import Agreement, Ballot, Commenced, Decided, Operation, is_sync, revision_of, step
+from atoll.group.api import MOST_OPERATIONS, MOST_SCOPES, MOST_VOTES, Close, Know, MasterAction, Say
+from atoll.group.membership.ballots import (
+    Agreement,
+    Ballot,
+    Commenced,
+    Decided,
+    Operation,
+    chains_of,
+    is_sync,
+    revision_of,
+    step,
+)
 from atoll.group.membership.election import MOST_GIVERS
+from atoll.group.membership.recovery import Recovery, Remembered, majority
 from atoll.group.membership.rings import Pair
 from atoll.group.membership.roster import Change, Gone, Joined, Roster, Tick
 from atoll.group.membership.topology import LinkMap
@@ -30,13 +42,17 @@ from atoll.group.messages import (
     Expel,
     Hello,
     Initiate,
+    Kept,
     Linked,
     Loss,
     MemberStatus,
+    Over,
     PastLoss,
     Probe,
     Probed,
     Refuse,
+    Retold,
+    Return,
     Status,
     ToMaster,
     ToPeer,
@@ -52,10 +68,14 @@ PROBING_S: Final = 8.0
 MEASURING_S: Final = 20.0
 """Spent on it in one attempt; the rest is measured when the group opens again."""
 FORMING_S: Final = 15.0
+BLAME_S: Final = 2.0
+"""So long all have to say that no data comes, before somebody is blamed for it."""
 LOSSES_KEPT: Final = 20
 MOST_LETTERS: Final = 128
 MOST_LABELS: Final = 16
 LARGEST_NOTE: Final = 1 << 20
+MOST_KEPT: Final = 2048
+MOST_NUMBER: Final = 1 << 60
 MOST_STATES: Final = 1024
 """Shared states, one per name of a subgroup, whose last agreement is remembered."""
 
@@ -80,12 +100,27 @@ class Forming:
 
 
 class Master:
-    """`handle` takes what connection `who` said, or what became of it, and returns what to say to whom."""
+    """`handle` takes what connection `who` said, or what became of it, and returns what to say to whom. A connection
+    has a number below zero until it is known as a member's; then it has that one's.
 
-    def __init__(self, secret: Callable[[], bytes], measure: bool = True) -> None:
-        self._secret, self._measure = secret, measure
+    `remembered`: what the master before this one wrote down. `standby`: take over a group, never begin one.
+    """
+
+    def __init__(
+        self,
+        secret: Callable[[], bytes],
+        measure: bool = True,
+        *,
+        remembered: Remembered | None = None,
+        standby: bool = False,
+        now: float = 0.0,
+    ) -> None:
+        self._secret, self._measure, self._standby = secret, measure, standby
+        known = remembered or Remembered()
+        self.recovery = Recovery(now, known, standby) if known.ring or standby else None
+        """While members of a master that is gone are awaited."""
         self.roster = Roster(secret)
-        self.epoch = 0
+        self.epoch = known.epoch
         """The last number used, by a view or an attempt."""
         self.ring: tuple[int, ...] = ()
         self.lanes: dict[int, str] = {}
@@ -94,14 +129,21 @@ class Master:
         self.openers: set[int] = set()
         """Who waits in `update_topology`."""
         self.ballots: dict[Operation, Ballot] = {}
-        self.seq = 0
+        self.seq = known.seq
         self.agreements: dict[str, Agreement] = {}
         """By what was voted for: each subgroup has a state of its own."""
         self.losses: deque[tuple[float, Loss]] = deque(maxlen=LOSSES_KEPT)
         self.links = LinkMap(self._on_one_machine)
+        self._last_id = known.last_id
+        self._viewed = known.view, known.viewed
         self._unsaid: list[Loss] = []
         self._reason = ""
         self._dials: dict[int, int] = {}
+        self._stalled: dict[int, tuple[int, ...]] = {}
+        """Who gets no data any more, and whose it waits for."""
+        self._stalled_since = 0.0
+        self._one_giver: set[str] = set()
+        """Shared states that came out wrong where several gave them."""
         self._now = 0.0
         self._out: list[MasterAction] = []
 
@@ -111,9 +153,17 @@ class Master:
         match event:
             case AskStatus():
                 self._say([who], self.status())
-            case Hello() if why := self._unfit(who, event):
+            case Hello() | Return() if why := self._unfit(who, event):
                 self._out += [Say(who, Refuse(why)), Close(who)]
-            case Hello() | Beat() | Bye() | Gone():
+            case Hello():
+                self._on_hello(who, event)
+            case Return():
+                self._on_return(who, event)
+            case Bye() | Gone():
+                if self.recovery:
+                    self.recovery.lose(who)
+                self._changed(self.roster.handle(who, event, now))
+            case Beat():
                 self._changed(self.roster.handle(who, event, now))
             case Tick():
                 self._changed(self.roster.handle(who, event, now))
@@ -121,6 +171,13 @@ class Master:
                 self.links.improve()
             case _ if who not in self.roster.members:
                 pass  # dropped a moment ago: its words no longer count
+            case Kept():
+                if self.recovery:
+                    self.recovery.keep(who, event)
+            case Topology() if self.recovery:
+                self.recovery.returned[who].opening = True
+            case _ if self.recovery:
+                self._kick(who, f"said {type(event).__name__} before the group stood again")
             case Linked():
                 self._on_linked(who, event)
             case Probed():
@@ -160,8 +217,19 @@ class Master:
         machine = self.roster.members[one].seat.machine
         return bool(machine) and machine == self.roster.members[other].seat.machine
 
-    def _unfit(self, who: int, hello: Hello) -> str:
+    def _on_hello(self, who: int, event: Hello) -> None:
+        if who in self.roster.members:
+            self._kick(who, "said hello twice")
+        elif self.recovery:
+            self.recovery.newcomers[who] = event  # its number must not be that of one who comes back
+        else:
+            self._last_id += 1
+            self._out.append(Know(who, self._last_id))
+            self._changed(self.roster.handle(self._last_id, event, self._now))
+
+    def _unfit(self, who: int, event: Hello | Return) -> str:
         """Why this peer can't be a member; empty: it can."""
+        hello, known_as = (event, who) if isinstance(event, Hello) else (event.hello, event.id)
         try:
             address = ipaddress.ip_address(hello.host)
         except ValueError:
@@ -175,7 +243,7 @@ class Master:
             return f"a name or label may have {MOST_LETTERS} letters, and there may be {MOST_LABELS} labels"
         local = address.is_loopback
         for member in self.roster.members.values():
-            if member.id != who and ipaddress.ip_address(member.seat.host).is_loopback != local:
+            if member.id != known_as and ipaddress.ip_address(member.seat.host).is_loopback != local:
                 here, there = (hello.host, member.seat.host) if local else (member.seat.host, hello.host)
                 return (
                     f"one peer can only be dialled on its own machine ({here}), another from the network ({there}): "
@@ -183,8 +251,8 @@ class Master:
                 )
         return ""
 
-    def _say(self, ids: Iterable[int], message: ToPeer | Status) -> None:
-        self._out += [Say(i, message) for i in ids]
+    def _say(self, ids: Iterable[int], *messages: ToPeer | Status) -> None:
+        self._out += [Say(i, message) for message in messages for i in ids]
 
     def _changed(self, changes: list[Change]) -> None:
         for change in changes:
@@ -200,6 +268,8 @@ class Master:
         """All that one event cost, together: a new epoch must not name a peer lost in the same breath."""
         gone = {loss.id for loss in lost}
         for loss in lost:
+            if self.recovery:
+                self.recovery.lose(loss.id)
             self._out += [Say(loss.id, Expel(loss.reason)), Close(loss.id)]
             self.losses.appendleft((self._now, loss))
         self.openers -= gone
@@ -208,14 +278,108 @@ class Master:
         self._dials = {i: n for i, n in self._dials.items() if i not in gone}
         self.links.forget(gone)
         self._unsaid += [loss for loss in lost if loss.id in self.ring]
-        if gone & set(self._inside):
+        guarded = any(member.guarded for member in self.roster.members.values())
+        if guarded and gone & set(self.ring) and not majority(self.roster.members, self.ring):
+            self._recover()  # the others may be at another master by now
+        elif gone & set(self._inside):
             self._form([i for i in self._inside if i not in gone], opened=bool(self.forming and self.forming.opened))
+
+    # -- after another master --------------------------------------------------------------------------------------
+
+    @property
+    def remembered(self) -> Remembered:
+        """To be written down for the next one."""
+        if self.recovery:
+            return self.recovery.remembered
+        return Remembered(self.ring, *self._viewed, self.epoch, self.seq, self._last_id)
+
+    def _on_return(self, who: int, event: Return) -> None:
+        known = self.roster.members.get(event.id)
+        if not _plausible(event) or (known and not hmac.compare_digest(known.secret, event.secret)):
+            self._out += [Say(who, Refuse("what it says of itself can't be")), Close(who)]
+            return
+        left_behind = self.remembered.left_behind(event)
+        if self.recovery is None and not self._inside and not left_behind:
+            self._recover("the group of before comes back: join again")
+        if self.recovery is None or left_behind:
+            self._kick(event.id, "its connection broke")
+            self._out += [Say(who, Expel("its connection to the master broke")), Close(who)]
+            return
+        if known:  # a second time, over a new connection
+            self._dismiss(event.id)
+        self._out.append(Know(who, event.id))
+        self.roster.restore(event, self._now)
+        self.recovery.take(event, self._now)
+
+    def _recover(self, reason: str = "") -> None:
+        """Forget all, and let the members tell. With a reason: nobody was in yet."""
+        remembered = self.remembered
+        for i in list(self.roster.members):
+            if reason:
+                self._say([i], Expel(reason))
+            self._dismiss(i)
+        self.openers.clear()
+        self.ballots.clear()
+        self.forming, self.ring = None, ()
+        self.recovery = Recovery(self._now, remembered, standby=self._standby or not reason)
+
+    def _dismiss(self, who: int) -> None:
+        """Hang up; it may come again."""
+        if self.recovery:
+            self.recovery.lose(who)
+        self.roster.members.pop(who, None)
+        self._out.append(Close(who))
+
+    def _gather(self, recovery: Recovery) -> None:
+        """Have enough come back?"""
+        if recovery.complete(self._now):
+            self._resume(recovery)
+        elif recovery.hopeless(self._now):
+            for i in list(recovery.returned):  # perhaps there are more of them at another master
+                self._dismiss(i)
+        elif recovery.forsaken(self._now):
+            self._begin(recovery)
+
+    def _resume(self, recovery: Recovery) -> None:
+        """Go on where the old master ended: what it has told some is told to the others, then links are made anew."""
+        for i in [i for i, one in recovery.returned.items() if not one.whole]:
+            self._dismiss(i)  # what it knows could change all
+        view = recovery.view
+        self.agreements = recovery.agreements()
+        self._begin(recovery)
+        if view is None:
+            return
+        self.ring, self._reason = view.ring, "a new master"
+        for i, one in recovery.returned.items():
+            behind = one.epoch < view.epoch
+            if i in view.ring:
+                self._say([i], *map(Retold, recovery.lacked(i)), *([view] if behind else []))
+                if one.opening and not (behind and view.opened):
+                    self.openers.add(i)
+            elif one.epoch:
+                self._kick(i, "the group had gone on without it")
+        missing = [i for i in view.ring if i not in recovery.returned]
+        self._on_lost([Loss(i, f"peer-{i}", "didn't come back to the new master") for i in missing])
+        if not missing:
+            self._form(view.ring, opened=False)
+
+    def _begin(self, recovery: Recovery) -> None:
+        self.recovery = None
+        self.epoch, self.seq, self._last_id = recovery.epoch, recovery.seq, recovery.last_id
+        for who, hello in recovery.newcomers.items():
+            self._on_hello(who, hello)
+
+    def farewell(self, reason: str) -> list[MasterAction]:
+        """The master ends, and no other will come."""
+        everybody = [*self.roster.members, *(self.recovery.newcomers if self.recovery else ())]
+        return [Say(i, Over(reason)) for i in everybody]
 
     # -- forming a ring --------------------------------------------------------------------------------------------
 
     def _form(self, ids: Iterable[int], opened: bool) -> None:
         """Begin (again) to establish. Whatever was undecided has thereby failed."""
         self.ballots.clear()
+        self._stalled.clear()
         self.epoch += 1
         ring = self.links.order(ids)
         if not ring:
@@ -269,6 +433,8 @@ class Master:
     def _hurry(self) -> None:
         """Nobody may hold an attempt up for ever."""
         forming = self.forming
+        if self._stalled and self._now - self._stalled_since >= BLAME_S:
+            self._blame()
         if forming and forming.awaited:
             if self._now - forming.since >= PROBING_S:
                 for source, target in forming.awaited:
@@ -280,6 +446,10 @@ class Master:
 
     def _evaluate(self) -> None:
         """After *every* event: a loss may have been the last vote that was missing."""
+        if self.recovery:
+            self._gather(self.recovery)
+        if self.recovery:
+            return
         forming = self.forming
         if forming and forming.linked >= set(forming.ring) and not self._measuring(forming):
             if forming.opened and self.links.order(forming.ring) != forming.ring:
@@ -297,6 +467,7 @@ class Master:
 
     def _establish(self, forming: Forming) -> None:
         self.ring, self.lanes, self.forming = forming.ring, forming.lanes, None
+        self._viewed = forming.epoch, forming.ring
         self._dials.clear()
         if forming.opened:
             self.openers.clear()
@@ -338,8 +509,8 @@ class Master:
         ballot.seq = event.seq
         self.roster.members[who].revision = event.revision
         agreement = self.agreements.get(event.what)
-        givers = 1 if is_sync(event.what) and not self.links.even(ballot.ring) else MOST_GIVERS
-        match step(op.tag, ballot, agreement.incumbents if agreement else set(), givers):
+        one = event.what in self._one_giver or (is_sync(event.what) and not self.links.even(ballot.ring))
+        match step(op.tag, ballot, agreement.incumbents if agreement else set(), 1 if one else MOST_GIVERS):
             case Decided(payloads, error):
                 self._decide(op, payloads, error)
             case Commenced(plan):
@@ -375,19 +546,50 @@ class Master:
         if op is None or not event.seq:
             return  # decided already
         ballot = self.ballots[op]
-        if event.fault:
-            ballot.fault = ballot.fault or f"rank {ballot.ring.index(who)}: {event.fault}"
         ballot.complete.add(who)
+        if event.fault and is_sync(ballot.what):
+            ballot.faulty[who] = event.fault
+        elif event.fault:
+            ballot.fault = ballot.fault or f"rank {ballot.ring.index(who)}: {event.fault}"
         self._decide_if_over(op, ballot)
 
     def _on_broken(self, event: Broken, who: int) -> None:
-        if not self.forming and event.epoch == self.epoch:
-            self._reason = self._reason or f"{self.roster.members[who].name}: {event.why}"
+        if self.forming or event.epoch != self.epoch:
+            return
+        self._reason = self._reason or f"{self.roster.members[who].name}: {event.why}"
+        if event.awaited:
+            self._stalled_since = self._stalled_since if self._stalled else self._now
+            self._stalled[who] = event.awaited
+        else:
+            self._form(self.ring, opened=False)
+
+    def _blame(self) -> None:
+        """Data stands still. Most wait for somebody who waits himself; who is waited for and waits for nobody has voted
+        but doesn't send."""
+        awaited = {i for some in self._stalled.values() for i in some}
+        idle = [i for i in self.ring if i in awaited and i not in self._stalled]
+        if idle:
+            self._changed([c for i in idle for c in self.roster.drop(i, "voted, but sent no data")])
+        else:
             self._form(self.ring, opened=False)
 
     def _decide_if_over(self, op: Operation, ballot: Ballot) -> None:
-        if ballot.over:
+        if ballot.over and ballot.faulty:
+            self._on_wrong_state(ballot)
+        elif ballot.over:
             self._decide(op, () if ballot.fault else ballot.payloads, ballot.fault)
+
+    def _on_wrong_state(self, ballot: Ballot) -> None:
+        """Somebody gave another state than it had voted for. Where several gave, one will next time: then it shows."""
+        chains = chains_of(ballot.plan)
+        if len(chains) > 1:
+            self._one_giver.add(ballot.what)
+            self._reason = "a shared state came out wrong"
+            self._form(self.ring, opened=False)
+            return
+        ids = [ballot.ring[rank] for rank in chains[0]]
+        first = min((ids.index(i) for i in ballot.faulty if i in ids), default=0)
+        self._kick(ids[max(0, first - 1)], "gave another state than it had voted for")
 
     def _decide(self, op: Operation, payloads: tuple[bytes, ...] = (), error: str = "") -> None:
         ballot = self.ballots.pop(op)
@@ -418,3 +620,16 @@ class Master:
             self.epoch, self.forming is not None, revision, self.seq, lines, losses,
             self.links.links(list(ranks)), self.links.why(self._inside, lambda i: names[i]),
         )  # fmt: skip
+
+
+def _plausible(event: Return) -> bool:
+    """Can a member of ours have said that? Its numbers are carried on."""
+    view = event.view
+    numbers = [event.id, event.attempt, event.seq, *((view.epoch, *view.ring) if view else ())]
+    return (
+        event.id > 0
+        and all(0 <= number < MOST_NUMBER for number in numbers)
+        and event.kept <= MOST_KEPT
+        and len(event.agreements) <= MOST_STATES
+        and (view is None or event.id in view.ring)
+    )

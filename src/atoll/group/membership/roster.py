@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from atoll.group.messages import Beat, Bye, Hello, Loss, Seat
+from atoll.group.messages import Beat, Bye, Hello, Loss, Return, Seat
 
 STOPPED_S: Final = 3.0
 SILENT_S: Final = 2.5
@@ -34,6 +34,8 @@ class Member:
     progress: bytes = b""
     progress_at: float = 0.0
     revision: int = 0
+    guarded: bool = False
+    """Does it know of more than one place for a master?"""
 
     @property
     def id(self) -> int:
@@ -82,11 +84,7 @@ class Roster:
             case Hello():
                 if who in self.members:
                     return self.drop(who, "said hello twice")
-                seat = Seat(who, event.host, event.port, event.machine, event.door)
-                name = event.name or f"peer-{who}"
-                member = Member(seat, name, event.labels, event.min_world, self.secret(), seen=now, progress_at=now)
-                self.members[who] = member
-                return [Joined(member)]
+                return [Joined(self._add(who, event, self.secret(), now))]
             case Bye():
                 return self.drop(who, "left")
             case Gone():
@@ -95,6 +93,18 @@ class Roster:
                 return self._beat(event, now)
             case Tick():
                 return self._tick(now)
+
+    def restore(self, event: Return, now: float) -> None:
+        """A member of another roster, with the id and secret it has from there."""
+        self._add(event.id, event.hello, event.secret, now)
+
+    def _add(self, who: int, hello: Hello, secret: bytes, now: float) -> Member:
+        seat = Seat(who, hello.host, hello.port, hello.machine, hello.door)
+        member = self.members[who] = Member(
+            seat, hello.name or f"peer-{who}", hello.labels, hello.min_world, secret, now, progress_at=now,
+            guarded=hello.masters > 1,
+        )  # fmt: skip
+        return member
 
     def drop(self, who: int, reason: str) -> list[Change]:
         """Forget a member."""

@@ -20,7 +20,7 @@ class StatusClient:
         self._answers: list[Status] = []
         self._gone = ""
         self._expired = False
-        sock = dial_master(address, _DIAL_S)
+        sock, _ = dial_master(address, _DIAL_S)
         self._net = SocketLoop(GREETING)
         self._channel = Channel(sock, GREETING)
         self._net.add(self._channel, self._heard, self._lost)

@@ -29,6 +29,7 @@ class Helper:
     def __init__(self, master: Address) -> None:
         self._master = master
         self._process: subprocess.Popen[bytes] | None = None
+        self._member = 0, b""
         self._told = b""
         self._count = 0
         self._file: IO[bytes] | None = None
@@ -40,12 +41,19 @@ class Helper:
 
     def start(self, member: int, secret: bytes) -> None:
         """Begin to beat for this member."""
+        self._member = member, secret
         beats = {
             state: _frame(Beat(member, secret, state, bytes(_COUNTER.size))) for state in ("running", "stopped", "gone")
         }
         told = {"master": self._master, "greeting": preamble.encode(Greeting(VERSION)).hex(), "beats": beats}
         self._told = json.dumps(told).encode() + b"\n"
         self._spawn()
+
+    def move(self, master: Address) -> None:
+        """Go on at another master."""
+        self._master = master
+        self._stop()
+        self.start(*self._member)
 
     def _spawn(self) -> None:
         page = self._file.fileno() if self._file else -1

@@ -4,18 +4,21 @@ import logging
 import secrets
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from atoll.errors import AtollError
 from atoll.group import messages
-from atoll.group.api import Say
+from atoll.group.api import Close, Know, MasterAction, Say
 from atoll.group.membership.master import Master as MasterPolicy
+from atoll.group.membership.recovery import Remembered
 from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import ToMaster
+from atoll.group.wiring.memory import Memory
 from atoll.group.wiring.wire import GREETING, parse_address
 from atoll.net import tcp
-from atoll.net.channel import CONTROL, Channel
+from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.loop import SocketLoop
 
 log = logging.getLogger("atoll.master")
@@ -25,13 +28,30 @@ TICK_S: Final = 0.25
 
 class Master:
     """Listens at `address` ("host:port"; port 0: any free one). A context manager that runs it in a thread of its
-    own. `measure=False`: links between machines are not measured, and the ring has the order in which peers came."""
+    own. `measure=False`: links between machines are not measured, and the ring has the order in which peers came.
 
-    def __init__(self, address: str = "127.0.0.1:0", *, measure: bool = True) -> None:
-        self._policy = MasterPolicy(lambda: secrets.token_bytes(16), measure)
+    `state`: a file in which it keeps whom to expect, should it be killed and started again. `standby`: begin no group,
+    but take one over whose master is gone, once most of its members ask here.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:0",
+        *,
+        measure: bool = True,
+        state: str | Path | None = None,
+        standby: bool = False,
+    ) -> None:
+        self._memory = Memory(state)
+        self._policy = MasterPolicy(
+            lambda: secrets.token_bytes(16), measure, remembered=self._memory.read(), standby=standby,
+            now=time.monotonic(),
+        )  # fmt: skip
         self._net = SocketLoop(GREETING)
         self._channels: dict[int, Channel] = {}
-        self._last = 0
+        self._numbers: dict[Channel, int] = {}
+        """How the policy knows them: below zero until they are a member's."""
+        self._accepted_so_far = 0
         self._running = True
         self._thread: threading.Thread | None = None
         host, port = parse_address(address)
@@ -47,15 +67,18 @@ class Master:
         self._net.after(TICK_S, self._tick)
 
     def run(self) -> None:
-        """Serve until `close` is called from another thread."""
+        """Serve until `close` is called from another thread, and then tell everybody that it is over."""
         try:
             while self._running:
                 self._net.turn()
+            self._carry_out(self._policy.farewell("the master was closed"))
+            self._net.flush(within_s=1.0)
+            self._memory.write(Remembered())
         finally:
             self._net.close()
 
     def close(self) -> None:
-        """End it: every peer's next call raises `MasterLost`."""
+        """End it, and the group: every peer's next call raises `MasterLost`. (One that is killed is looked for.)"""
         self._running = False
         self._net.ring()
         if self._thread is not None:
@@ -72,16 +95,19 @@ class Master:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _accepted(self, channel: Channel) -> None:
-        self._last += 1
-        who = self._last
-        self._channels[who] = channel
+        self._accepted_so_far += 1
+        self._know(channel, -self._accepted_so_far)
         tcp.keep_watch(channel.sock)
-        self._net.add(channel, lambda _, frame: self._heard(who, frame.here), lambda _, why: self._lost(who, why))
+        self._net.add(channel, self._heard, self._lost)
 
-    def _heard(self, who: int, body: memoryview) -> None:
-        self._feed(who, messages.decode_to_master(body))
+    def _know(self, channel: Channel, number: int) -> None:
+        self._channels[number], self._numbers[channel] = channel, number
 
-    def _lost(self, who: int, why: str) -> None:
+    def _heard(self, channel: Channel, frame: Frame) -> None:
+        self._feed(self._numbers[channel], messages.decode_to_master(frame.here))
+
+    def _lost(self, channel: Channel, why: str) -> None:
+        who = self._numbers.pop(channel)
         self._channels.pop(who, None)
         if why:
             log.info("connection %d ended: %s", who, why)
@@ -92,12 +118,21 @@ class Master:
         self._net.after(TICK_S, self._tick)
 
     def _feed(self, who: int, event: ToMaster | Tick | Gone) -> None:
-        for action in self._policy.handle(who, event, time.monotonic()):
-            if isinstance(action, Say):
-                channel = self._channels.get(action.to)
-                if channel is not None:
-                    self._net.send(channel, CONTROL, messages.encode(action.message))
-            else:
-                channel = self._channels.pop(action.who, None)
-                if channel is not None:
-                    self._net.retire(channel)
+        actions = self._policy.handle(who, event, time.monotonic())
+        self._memory.write(self._policy.remembered)  # before anybody is told
+        self._carry_out(actions)
+
+    def _carry_out(self, actions: list[MasterAction]) -> None:
+        for action in actions:
+            match action:
+                case Say(to, message):
+                    channel = self._channels.get(to)
+                    if channel is not None:
+                        self._net.send(channel, CONTROL, messages.encode(message))
+                case Know(who, member):
+                    self._know(self._channels.pop(who), member)
+                case Close(who):
+                    channel = self._channels.pop(who, None)
+                    if channel is not None:
+                        del self._numbers[channel]
+                        self._net.retire(channel)

@@ -11,13 +11,23 @@ from typing import Final
 
 from atoll.errors import AtollError, InvalidConfig, MasterLost
 from atoll.group import messages
-from atoll.group.api import LARGEST_FRAME, LinkDown, MasterGone, PeerEvent, Relink, Ticket
+from atoll.group.api import (
+    LARGEST_FRAME,
+    LinkDown,
+    MasterAway,
+    MasterBack,
+    MasterGone,
+    PeerEvent,
+    Relink,
+    Ticket,
+)
 from atoll.group.collectives.execution import SHARD_BYTES
-from atoll.group.messages import Seat, Status, ToMaster, Welcome
+from atoll.group.messages import Establish, Seat, Status, ToMaster, Welcome
 from atoll.group.peer import Peer
 from atoll.group.station import Station, Take
 from atoll.group.wiring.helper import Helper
 from atoll.group.wiring.links import CONNECTIONS, MOST_CONNECTIONS, Links
+from atoll.group.wiring.search import Search
 from atoll.net import arena, capabilities, doors, tcp
 from atoll.net.bucket import TokenBucket
 from atoll.net.channel import CONTROL, Channel, Frame
@@ -33,6 +43,9 @@ STALL_S: Final = 10.0
 _FRAMES_AWAITED: Final = 4
 _SLOWEST: Final = 10e3
 _CHECK_S: Final = 1.0
+_DIAL_S: Final = 3.0
+RECONNECT_S: Final = 30.0
+"""So long a master that is gone is looked for, unless told otherwise."""
 _PATIENCE_S: Final = 0.003
 """How long a message to the master may wait for the next one to go with it."""
 GREETING: Final = Greeting(VERSION)
@@ -46,18 +59,25 @@ def parse_address(address: str) -> Address:
     return host.strip("[]"), int(port)
 
 
-def dial_master(address: str, timeout_s: float) -> socket.socket:
-    """Connect, again and again until the time is up. MasterLost: nobody answers there."""
-    host, port = parse_address(address)
+def parse_addresses(addresses: str) -> list[Address]:
+    """ "host:port,host:port": the master's, and where another may take over."""
+    return [parse_address(address.strip()) for address in addresses.split(",")]
+
+
+def dial_master(addresses: str, timeout_s: float) -> tuple[socket.socket, Address]:
+    """Connect to the first of them that answers, again and again until the time is up. MasterLost: none does."""
+    places = parse_addresses(addresses)
     end = time.monotonic() + timeout_s
     while True:
-        try:
-            return socket.create_connection((host, port), max(0.1, end - time.monotonic()))
-        except OSError as error:
-            if time.monotonic() + 0.2 >= end:
+        for place in places:
+            left_s = max(0.1, end - time.monotonic())
+            try:
+                return socket.create_connection(place, left_s if len(places) == 1 else min(left_s, _DIAL_S)), place
+            except OSError as error:
                 why = error.strerror or error
-                raise MasterLost(f"no master answers at {address} ({why}): start one with `atoll master`") from None
-            time.sleep(0.2)
+        if time.monotonic() + 0.2 >= end:
+            raise MasterLost(f"no master answers at {addresses} ({why}): start one with `atoll master`")
+        time.sleep(0.2)
 
 
 def _bucket(bytes_per_s: float) -> TokenBucket:
@@ -89,13 +109,14 @@ class Wire:
         shared_memory: bool = True,
         connections: int = CONNECTIONS,
         upload_bytes_per_s: float | None = None,
+        reconnect_s: float = RECONNECT_S,
     ) -> None:
         if not 1 <= connections <= MOST_CONNECTIONS:
             raise InvalidConfig(f"connections={connections}: a link has 1 to {MOST_CONNECTIONS}")
         upload = None if upload_bytes_per_s is None else _bucket(upload_bytes_per_s)
         listen_at = parse_address(listen) if listen else None
         advertised = _resolved(advertise) if advertise else None
-        sock = dial_master(address, timeout_s)
+        sock, there = dial_master(address, timeout_s)
         tcp.keep_watch(sock)
         self._net = SocketLoop(GREETING)
         self._control = Channel(sock, GREETING)
@@ -104,7 +125,8 @@ class Wire:
             host, port = advertised[0], advertised[1] or port
         local = shared_memory and arena.available()
         door = doors.open_door(self._net, LARGEST_FRAME, self._accepted) if local else ""
-        self._peer = Peer(Seat(0, host, port, arena.machine() if local else "", door))
+        masters = parse_addresses(address)
+        self._peer = Peer(Seat(0, host, port, arena.machine() if local else "", door), len(masters))
         self._station = Station(self._peer, self, capabilities.best_shard_bytes() if local else SHARD_BYTES)
         self._links = Links(self._net, self._station, local, connections, upload)
         self._net.add(self._control, self._master_said, self._master_gone)
@@ -112,7 +134,8 @@ class Wire:
         self._corked = False
         self._seen = (0, 0)
         self._moved_at = time.monotonic()
-        self._helper = Helper(parse_address(address)) if start_helper else None
+        self._search = Search(self._net, masters, reconnect_s, self._master_found, self._master_ended)
+        self._helper = Helper(there) if start_helper else None
         self._net.after(_CHECK_S, self._check)
         self._loop = DrivenLoop(self._net, "atoll-wire", self._failed)
         self._loop.start()
@@ -171,7 +194,8 @@ class Wire:
             self._moved_at, self._seen = now, seen
         elif now - self._moved_at > (patience_s := self._patience_s()):
             self._moved_at = now
-            self._feed(LinkDown(station.epoch, self.id, f"no data for {patience_s:.0f} s"))
+            awaited = tuple(sorted(station.awaited()))
+            self._feed(LinkDown(station.epoch, self.id, f"no data for {patience_s:.0f} s", awaited))
         if self._helper:
             self._helper.keep()
         self._net.after(_CHECK_S, self._check)
@@ -191,13 +215,34 @@ class Wire:
         self._feed(message)
         if isinstance(message, Welcome) and self._helper:
             self._helper.start(message.id, message.secret)
+        if isinstance(message, Establish | Welcome) or self._peer.over:
+            self._search.settled()
 
     def _master_gone(self, channel: Channel, why: str) -> None:
-        self._feed(MasterGone(why if channel.refused else f"the master is gone: {why}", channel.refused))
+        if channel.refused or self._peer.over or not self._peer.id or not self._search.begin(why):
+            self._search.settled()
+            self._feed(MasterGone(why if channel.refused else f"the master is gone: {why}", channel.refused))
+        else:
+            self._feed(MasterAway())
+
+    def _master_found(self, channel: Channel, there: Address) -> None:
+        self._control = channel
+        tcp.keep_watch(channel.sock)
+        self._net.add(channel, self._master_said, self._master_gone)
+        self._net.expect_greeting(channel)
+        self._feed(MasterBack())
+        if self._helper and self._peer.id:
+            self._helper.move(there)
+
+    def _master_ended(self, why: str) -> None:
+        self._net.remove(self._control)
+        self._feed(MasterGone(why))
 
     # -- Carrier: what the station asks for ------------------------------------------------------------------------
 
     def tell(self, message: ToMaster, patient: bool = False) -> None:
+        if self._control not in self._net.channels:
+            return  # between two masters
         data = messages.encode(message)
         if not patient:
             self._corked = False
