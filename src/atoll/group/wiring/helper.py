@@ -41,6 +41,7 @@ class Helper:
 
     def start(self, member: int, secret: bytes) -> None:
         """Begin to beat for this member."""
+        self._stop()
         self._member = member, secret
         beats = {
             state: _frame(Beat(member, secret, state, bytes(_COUNTER.size))) for state in ("running", "stopped", "gone")
@@ -52,7 +53,6 @@ class Helper:
     def move(self, master: Address) -> None:
         """Go on at another master."""
         self._master = master
-        self._stop()
         self.start(*self._member)
 
     def _spawn(self) -> None:

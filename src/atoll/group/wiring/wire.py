@@ -231,7 +231,7 @@ class Wire:
         self._net.add(channel, self._master_said, self._master_gone)
         self._net.expect_greeting(channel)
         self._feed(MasterBack())
-        if self._helper and self._peer.id:
+        if self._helper:
             self._helper.move(there)
 
     def _master_ended(self, why: str) -> None:
