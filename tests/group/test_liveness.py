@@ -95,6 +95,9 @@ def script(master: Listener) -> Iterator[subprocess.Popen[bytes]]:
     told = {
         "master": master.address,
         "greeting": preamble.encode(Greeting("test")).hex(),
+        "key": "",
+        "proof": "",
+        "tls": [],
         "beats": {state: (HEADER.pack(CONTROL, len(body), 0) + body).hex() for state, body in bodies.items()},
     }
     assert process.stdin is not None

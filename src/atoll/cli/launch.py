@@ -43,6 +43,8 @@ class Launch:
     steps: int
     seed: int
     """Chooses whom chaos kills."""
+    guard: tuple[str, ...] = ()
+    """Flags by which the master and its peers know each other; without any they keep to loopback."""
     program: tuple[str, ...] = (sys.executable, "-m", "atoll")
     """Is given the arguments of `atoll master` and `atoll join`."""
 
@@ -88,7 +90,9 @@ class _Session:
     def train(self) -> str:
         """Start all, go on until all have ended; returns what went wrong, if anything."""
         self._processes.start(
-            [*self._launch.program, "master", "--listen", "127.0.0.1:0", "--json"], MASTER, stdout=self._on_line
+            [*self._launch.program, "master", "--listen", "127.0.0.1:0", "--json", *self._launch.guard],
+            MASTER,
+            stdout=self._on_line,
         )
         while self._running or not self._address:
             self._turn(TICK_S)
@@ -163,6 +167,7 @@ class _Session:
         run = self._launch.run
         options = ["--config", str(run.config), "--run-dir", str(run.path), "--name", name]
         options += ["--min-world", str(min_world), "--json", *(["--resume"] if self._launch.resume else [])]
+        options += self._launch.guard
         child = self._processes.start(
             [*self._launch.program, "join", self._address, *options],
             name,

@@ -6,6 +6,8 @@ from atoll.group.api import HasPorts, Port
 from atoll.group.facade import Group
 from atoll.group.wiring.links import CONNECTIONS
 from atoll.group.wiring.wire import Wire
+from atoll.net.guard import Guard
+from atoll.net.tls import Tls
 from atoll.runtime.api import here
 
 
@@ -21,6 +23,8 @@ def join(
     shared_memory: bool = True,
     connections: int = CONNECTIONS,
     upload_bytes_per_s: float | None = None,
+    token: str | bytes | None = None,
+    tls: Tls | None = None,
 ) -> Group:
     """Enter the group of the master at `address` ("host:port"); returns when a ring stands that has us in it.
 
@@ -29,8 +33,11 @@ def join(
     they are told to dial, where that is another (a forwarded port; port 0: the one we listen on). `shared_memory`: use
     it with peers of the same machine. `connections`: how many TCP connections a link of more than 5 ms gets.
     `upload_bytes_per_s`: send other machines no more data than that; what stays on this one, and votes, don't count.
+    `token`: what all of the group know, at least 16 bytes; master and peer prove it to each other, and never say it.
+    `tls`: certificates, by which all that leaves this machine is encrypted.
 
-    Errors: `MasterLost` (nobody answers), `Refused`, `DeadlineExceeded` (no ring within `timeout_s`).
+    Errors: `MasterLost` (nobody answers), `Refused` (another version, token or CA), `DeadlineExceeded` (no ring
+    within `timeout_s`).
     """
     node = here()
     port: Port
@@ -40,6 +47,6 @@ def join(
         patience_s = 30.0 if timeout_s is None else timeout_s
         port = Wire(
             address, timeout_s=patience_s, listen=listen, advertise=advertise, shared_memory=shared_memory,
-            connections=connections, upload_bytes_per_s=upload_bytes_per_s,
+            connections=connections, upload_bytes_per_s=upload_bytes_per_s, guard=Guard(token, tls),
         )  # fmt: skip
     return Group.enter(port, min_world=min_world, name=name, labels=labels, timeout_s=timeout_s)

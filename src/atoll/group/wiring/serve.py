@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Final, Self
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, InvalidConfig
 from atoll.group import messages
 from atoll.group.api import Say
 from atoll.group.membership.master import Master as MasterPolicy
@@ -16,7 +16,9 @@ from atoll.group.messages import ToMaster
 from atoll.group.wiring.wire import GREETING, parse_address
 from atoll.net import tcp
 from atoll.net.channel import CONTROL, Channel
+from atoll.net.guard import Guard, is_local
 from atoll.net.loop import SocketLoop
+from atoll.net.tls import Tls
 
 log = logging.getLogger("atoll.master")
 
@@ -25,16 +27,34 @@ TICK_S: Final = 0.25
 
 class Master:
     """Listens at `address` ("host:port"; port 0: any free one). A context manager that runs it in a thread of its
-    own. `measure=False`: links between machines are not measured, and the ring has the order in which peers came."""
+    own. `measure=False`: links between machines are not measured, and the ring has the order in which peers came.
 
-    def __init__(self, address: str = "127.0.0.1:0", *, measure: bool = True) -> None:
+    `token`, `tls`: as for `join`; who has another token, or a certificate of another CA, stays outside. Without a
+    token it listens on loopback only (InvalidConfig), but for `insecure=True`: then whoever reaches it can join.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:0",
+        *,
+        measure: bool = True,
+        token: str | bytes | None = None,
+        tls: Tls | None = None,
+        insecure: bool = False,
+    ) -> None:
+        guard = Guard(token, tls)
+        host, port = parse_address(address)
+        if not (guard.key or insecure or is_local(host)):
+            raise InvalidConfig(
+                f"without a token whoever reaches {address} could join: give --token-file (`token` in Python), "
+                "or --insecure (`insecure=True`) if all on that network may"
+            )
         self._policy = MasterPolicy(lambda: secrets.token_bytes(16), measure)
-        self._net = SocketLoop(GREETING)
+        self._net = SocketLoop(GREETING, guard)
         self._channels: dict[int, Channel] = {}
         self._last = 0
         self._running = True
         self._thread: threading.Thread | None = None
-        host, port = parse_address(address)
         try:
             bound = self._net.listen(host, port, self._accepted)
         except OSError as error:

@@ -22,6 +22,7 @@ from atoll.net import arena, capabilities, doors, tcp
 from atoll.net.bucket import TokenBucket
 from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.driven import DrivenLoop
+from atoll.net.guard import OPEN, Guard
 from atoll.net.loop import Address, SocketLoop, local_host
 from atoll.net.preamble import Greeting
 from atoll.version import VERSION
@@ -89,6 +90,7 @@ class Wire:
         shared_memory: bool = True,
         connections: int = CONNECTIONS,
         upload_bytes_per_s: float | None = None,
+        guard: Guard = OPEN,
     ) -> None:
         if not 1 <= connections <= MOST_CONNECTIONS:
             raise InvalidConfig(f"connections={connections}: a link has 1 to {MOST_CONNECTIONS}")
@@ -97,8 +99,8 @@ class Wire:
         advertised = _resolved(advertise) if advertise else None
         sock = dial_master(address, timeout_s)
         tcp.keep_watch(sock)
-        self._net = SocketLoop(GREETING)
-        self._control = Channel(sock, GREETING)
+        self._net = SocketLoop(GREETING, guard)
+        self._control = self._net.channel(sock, dialled=True)
         host, port = self._listen(*(listen_at or (local_host(self._control), 0)))
         if advertised:
             host, port = advertised[0], advertised[1] or port
@@ -112,7 +114,7 @@ class Wire:
         self._corked = False
         self._seen = (0, 0)
         self._moved_at = time.monotonic()
-        self._helper = Helper(parse_address(address)) if start_helper else None
+        self._helper = Helper(parse_address(address), guard) if start_helper else None
         self._net.after(_CHECK_S, self._check)
         self._loop = DrivenLoop(self._net, "atoll-wire", self._failed)
         self._loop.start()
