@@ -20,10 +20,10 @@ from atoll.errors import InvalidConfig, Refused
 
 _RECORD: Final = 16 << 10
 """Bytes that are encrypted as one."""
-_AHEAD: Final = 256 << 10
+_AHEAD: Final = 64 << 10
 """Bytes that are encrypted before the socket has taken those before."""
 _OVERHEAD: Final = 512
-_LARGEST_READ: Final = 256 << 10
+_LARGEST_READ: Final = 64 << 10
 
 _EXPIRED: Final = 10
 """OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED."""
