@@ -61,7 +61,7 @@ def test_a_token_file_that_is_none_is_named(tmp_path: Path, content: str | None)
     if content is not None:
         file.write_text(content)
         file.chmod(0o600)
-    with pytest.raises(InvalidConfig, match="team.token.*make one with") as error:
+    with pytest.raises(InvalidConfig, match=r"team\.token.*make one with") as error:
         read_token(file)
     assert "\n" not in str(error.value)
 

@@ -52,17 +52,17 @@ def main(argv: list[str]) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
+    if settings.insecure and token is None:
+        sys.stderr.write(_WARNING)
+        sys.stderr.flush()
     if settings.json:
         say(json.dumps({"event": "listening", "address": master.address}))
     else:
         flags = " ".join(["", *map(shlex.quote, settings.flags())])
         say(f"listening on {master.address}; peers join with:  atoll join {master.address}{flags}")
-        say(f"see who is in with:  atoll status {master.address} --watch{flags}      end with Ctrl-C")
         if token is None and not settings.insecure:
             say("there is no token, so only processes of this computer can join; --token-file lets others in too")
-    if settings.insecure and token is None:
-        sys.stderr.write(_WARNING)
-        sys.stderr.flush()
+        say(f"see who is in with:  atoll status {master.address} --watch{flags}      end with Ctrl-C")
     try:
         master.run()
     except KeyboardInterrupt:

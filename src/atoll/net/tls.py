@@ -10,7 +10,7 @@ waited for but bytes that come, and room for bytes that leave.
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,12 +21,16 @@ from atoll.errors import InvalidConfig, Refused
 _RECORD: Final = 16 << 10
 """Bytes that are encrypted as one."""
 _AHEAD: Final = 64 << 10
-"""Bytes that are encrypted before the socket has taken those before."""
+"""Bytes that are encrypted before the socket has taken those before: few enough for the processor's cache."""
+_A_CALL: Final = 256 << 10
+"""Bytes that leave before others get their turn."""
 _OVERHEAD: Final = 512
 _LARGEST_READ: Final = 64 << 10
 
 _EXPIRED: Final = 10
 """OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED."""
+_ALERT: Final = bytes.fromhex("15 0303 0002 02 46")
+"""Fatal, protocol version. The engine says nothing to one that speaks no TLS."""
 _ALL_ALIKE: Final = "give all of the group certificates of the same CA (--tls-cert, --tls-key, --tls-ca)"
 _WHY: Final = {
     "WRONG_VERSION_NUMBER": f"the other side speaks plain, this one TLS: {_ALL_ALIKE}, or none",
@@ -146,23 +150,24 @@ class TlsStream:
         self._push()
         if not self._ready:
             raise BlockingIOError
-        if not self._sealed:
-            self._sealed = self._seal(parts)
-            self._push()
         sent, self._sealed = self._sealed, 0
+        with contextlib.suppress(BlockingIOError):
+            for chunk in _chunks(parts, sent):
+                self._seal(chunk)
+                self._push()
+                sent += self._sealed
+                self._sealed = 0
+                if sent >= _A_CALL:
+                    break
+        if not sent:
+            raise BlockingIOError
         return sent
 
-    def _seal(self, parts: Sequence[memoryview]) -> int:
-        sealed = 0
-        for part in _joined(parts):
-            part = part[: _AHEAD - sealed]
-            at = 0
-            while at < len(part):
-                at += self._engine.write(part[at : at + _RECORD])
-            sealed += at
-            if sealed == _AHEAD:
-                break
-        return sealed
+    def _seal(self, chunk: memoryview) -> None:
+        self._sealed = len(chunk)
+        at = 0
+        while at < len(chunk):
+            at += self._engine.write(chunk[at : at + _RECORD])
 
     def _push(self) -> None:
         """Hand over to the socket all that is encrypted. BlockingIOError: it doesn't take all."""
@@ -182,6 +187,8 @@ class TlsStream:
             got = self._read(view)
         except ssl.SSLError as error:
             with contextlib.suppress(OSError):  # tell the other side why
+                if error.reason == "WRONG_VERSION_NUMBER":
+                    self._leaving.write(_ALERT)
                 self._push()
             raise explain(error) from None
         self.more = got == len(view)
@@ -235,6 +242,11 @@ class TlsStream:
             self._coming.write_eof()
 
 
-def _joined(parts: Sequence[memoryview]) -> Sequence[memoryview]:
-    """Small ones share a record."""
-    return parts if len(parts) == 1 or sum(map(len, parts)) > _RECORD else [memoryview(b"".join(parts))]
+def _chunks(parts: Sequence[memoryview], skip: int) -> Iterator[memoryview]:
+    """All bytes but so many in front, in pieces of a good size."""
+    if len(parts) > 1 and sum(map(len, parts)) <= _AHEAD:  # small ones share a record
+        parts = [memoryview(b"".join(parts))]
+    for part in parts:
+        for at in range(skip, len(part), _AHEAD):
+            yield part[at : at + _AHEAD]
+        skip = max(0, skip - len(part))
