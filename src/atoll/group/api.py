@@ -198,7 +198,7 @@ class DataDone:
 
 @dataclass(frozen=True, slots=True)
 class MasterGone:
-    """The connection to the master broke. `refused`: for it is another version."""
+    """The connection to the master broke. `refused`: for it is another version, or not of our group."""
 
     why: str
     refused: bool = False
