@@ -303,6 +303,22 @@ def test_a_helper_says_nothing_to_who_does_not_know_the_token() -> None:
     heard.net.close()
 
 
+def test_a_helper_takes_no_made_up_proof_for_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10.0)
+        name = server.getsockname()
+        helper = Helper((name[0], name[1]), Guard(TOKEN))
+        helper.start(7, bytes(16))
+        false, _ = server.accept()
+    with false:
+        false.settimeout(10.0)
+        false.sendall(FIRST + HEADER.pack(CONTROL, 32, 0) + bytes(32))
+        head = receive(false, HEAD.size)
+        receive(false, preamble.body_size(head) + HEADER.size + 32)
+        assert receive_all(false) == b"", "it goes without a beat"
+    helper.close()
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 def test_a_stopped_peer_is_noticed_and_comes_back(peers: Any, token_file: Path, tls: bool) -> None:
     with atoll.Master(token=TOKEN, tls=files(tls)) as master:

@@ -16,7 +16,7 @@ from atoll.errors import Refused
 from atoll.net import preamble
 from atoll.net import tls as tls_module
 from atoll.net.bucket import TokenBucket
-from atoll.net.channel import CONTROL, HEADER, Channel
+from atoll.net.channel import CONTROL, HEADER, Channel, Frame
 from atoll.net.guard import OPEN, Guard
 from atoll.net.loop import Address, SocketLoop
 from atoll.net.preamble import Greeting
@@ -164,6 +164,24 @@ def test_one_who_does_not_read_blocks_nobody_and_gets_it_all_later(two: Two) -> 
     assert two.served.frames[0][1] == data
 
 
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x03\x00"], ids=["silent", "unfinished"])
+def test_a_handshake_under_way_is_waited_for_asleep(guard: Guard, said: bytes) -> None:
+    """The socket has room, but there is nothing to say before the other side has answered."""
+    loop, dialled, ends = SocketLoop(GREETING, guard), Dialled(), Ends()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dialled.dial(loop, server.getsockname())
+        turn_until(loop, lambda: dialled.connected)
+        other, _ = server.accept()
+    loop.add(dialled.connected[0], ends.frame, ends.lost)
+    other.sendall(said)
+    for _ in range(5):
+        loop.turn(0.02)
+    assert dialled.connected[0].outgoing
+    assert other.recv(1) == b"\x16", "its first words have left"
+    assert_sleeps(loop)
+    loop.close(), other.close()
+
+
 def test_a_rate_is_kept(two: Two) -> None:
     two.admitted()
     two.channel.bucket = TokenBucket(4e6)
@@ -183,6 +201,26 @@ def test_what_was_said_before_the_end_is_heard(two: Two) -> None:
     two.until(lambda: two.served.broken)
     assert two.served.frames == [(CONTROL, b"bye")]
     assert two.served.broken == ["closed by the other side"]
+
+
+def test_an_answer_to_one_who_has_gone_harms_nobody(two: Two) -> None:
+    """Its last words and its end came together, so that the engine takes nothing more by the time we answer."""
+    two.admitted()
+    heard: list[bytes] = []
+
+    def answer(channel: Channel, frame: Frame) -> None:
+        heard.append(bytes(frame.here))
+        for nbytes in (100, 10, 1):
+            two.far.send(channel, CONTROL, bytes(nbytes))
+
+    two.far.add(two.other, answer, two.served.lost)
+    for n in range(500):
+        two.channel.put(CONTROL, n.to_bytes(4, "big"))
+    while two.channel.outgoing:
+        two.channel.flush()
+    two.channel.finish()
+    turn_until(two.far, lambda: two.served.broken)
+    assert heard == [n.to_bytes(4, "big") for n in range(500)]
 
 
 def test_a_connection_that_is_cut_is_an_error_and_not_an_end(two: Two) -> None:
@@ -377,10 +415,8 @@ def test_a_dialler_without_a_certificate_is_refused(guard: Guard, two: Two) -> N
 
 def test_tls_1_2_is_not_spoken(two: Two) -> None:
     address, served = serve(two.far)
-    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    old.check_hostname = False
-    old.verify_mode = ssl.CERT_NONE
-    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    old = context(certified(), server_side=False)  # it has all it needs, but for the version
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2
     thread = threading.Thread(target=lambda: turn_until(two.far, lambda: served.broken))
     thread.start()
     with socket.create_connection(address) as sock, pytest.raises(ssl.SSLError):

@@ -15,6 +15,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -211,7 +212,8 @@ class Channel:
             except Refused:
                 if not self.dialled:
                     self._say(DENIED)
-                    self.flush()
+                    with suppress(OSError):
+                        self.flush()
                 raise
         if answer is not None:
             self._say(answer)

@@ -147,24 +147,28 @@ class TlsStream:
 
     def sendmsg(self, parts: Sequence[memoryview]) -> int:
         """As `socket.sendmsg`: how many bytes have left, encrypted. BlockingIOError: none has yet."""
-        self._push()
-        if not self._ready:
-            raise BlockingIOError
-        sent, self._sealed = self._sealed, 0
-        with contextlib.suppress(BlockingIOError):
-            for chunk in _chunks(parts, sent):
-                self._seal(chunk)
-                self._push()
-                sent += self._sealed
-                self._sealed = 0
-                if sent >= _A_CALL:
-                    break
+        sent = 0
+        try:
+            self._push()
+            if self._ready:
+                sent, self._sealed = self._sealed, 0
+                for chunk in _chunks(parts, sent):
+                    self._seal(chunk)
+                    self._sealed = len(chunk)
+                    self._push()
+                    sent, self._sealed = sent + self._sealed, 0
+                    if sent >= _A_CALL:
+                        break
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._sealed = 0  # nothing will leave any more, and whoever hears of it forgets what is queued
+            raise
         if not sent:
             raise BlockingIOError
         return sent
 
     def _seal(self, chunk: memoryview) -> None:
-        self._sealed = len(chunk)
         at = 0
         while at < len(chunk):
             at += self._engine.write(chunk[at : at + _RECORD])
