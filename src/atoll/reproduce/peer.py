@@ -2,18 +2,22 @@
 step.
 
 python -m atoll.reproduce.peer ADDRESS STEPS [--size N] [--pace S] [--tags N] [--min-world N] [--rejoin]
+    [--token-file FILE] [--certificates FOLDER]
 """
 
 import argparse
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import atoll
 from atoll.errors import AtollError, Expelled, PeerLost, Unfit
+from atoll.net.guard import read_token
+from atoll.net.tls import Tls
 
 
 def say(**fields: Any) -> None:
@@ -33,13 +37,23 @@ def main() -> None:
     parser.add_argument("--min-world", type=int, default=1)
     parser.add_argument("--reconnect", type=float, default=30.0, help="seconds for which a lost master is looked for")
     parser.add_argument("--rejoin", action="store_true", help="join again when expelled")
+    parser.add_argument("--token-file", type=Path, help="join with the token in it")
+    parser.add_argument("--certificates", type=Path, help="a folder with cert.pem, key.pem and ca.pem: speak TLS")
     options = parser.parse_args()
+    token = read_token(options.token_file) if options.token_file else None
+    certificates: Path | None = options.certificates
+    tls = Tls(*(certificates / f"{name}.pem" for name in ("cert", "key", "ca"))) if certificates else None
     weights = np.zeros(options.size)
     state = atoll.SharedState({"weights": weights})
     while True:
         try:
             with atoll.join(
-                options.address, min_world=options.min_world, timeout_s=None, reconnect_s=options.reconnect
+                options.address,
+                min_world=options.min_world,
+                timeout_s=None,
+                reconnect_s=options.reconnect,
+                token=token,
+                tls=tls,
             ) as group:
                 say(event="joined", id=group.id, world=group.world)
                 train(group, state, weights, options)
