@@ -130,7 +130,7 @@ class SocketLoop:
         sock.setblocking(False)
         try:
             code = sock.connect_ex(address)
-        except (OSError, OverflowError):  # others told us this address; it need not be one
+        except (OSError, OverflowError, TypeError, ValueError):  # others told us this address; it need not be one
             code = errno.EADDRNOTAVAIL
         if code not in (0, *_IN_PROGRESS):
             sock.close()
