@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Protocol
 
+import numpy as np
+
 from atoll.errors import ProtocolError, Refused
 from atoll.net import preamble, tcp
 from atoll.net.bucket import TokenBucket
@@ -192,7 +194,7 @@ class Channel:
         if self._sequence == CONTROL:
             if length > LARGEST_CONTROL:
                 raise ProtocolError(f"a message of {length} bytes; at most {LARGEST_CONTROL} are allowed")
-            return memoryview(bytearray(length))
+            return np.empty(length, np.uint8).data  # takes memory as the bytes come, not when they are promised
         if length & LENT:
             if self.lender is None or self.place is _no_data:
                 raise ProtocolError("a frame in memory that we may not read")
