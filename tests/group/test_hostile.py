@@ -453,3 +453,11 @@ def test_a_member_that_adds_too_much_to_a_vote_is_dropped(policy: Policy, nbytes
     policy(1, Initiate(policy.policy.epoch, 0, "gather_bytes", bytes(nbytes), moves_data=False))
     assert policy.policy.ring == ((1, 2) if stays else (2,))
     assert any(isinstance(m, Expel) and str(nbytes) in m.reason for m in policy.heard[1]) is not stays
+
+
+def test_a_member_that_says_hello_again_is_dropped_even_where_the_hello_is_unfit(policy: Policy) -> None:
+    """Else its connection would be closed, but not its place."""
+    policy(1, Hello("127.0.0.1", 1))
+    policy(1, Hello("nowhere", 1))
+    assert list(policy.policy.roster.members) == []
+    assert policy.closed == [1]

@@ -111,7 +111,7 @@ class Master:
         match event:
             case AskStatus():
                 self._say([who], self.status())
-            case Hello() if why := self._unfit(who, event):
+            case Hello() if who not in self.roster.members and (why := self._unfit(who, event)):
                 self._out += [Say(who, Refuse(why)), Close(who)]
             case Hello() | Beat() | Bye() | Gone():
                 self._changed(self.roster.handle(who, event, now))
