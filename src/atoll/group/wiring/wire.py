@@ -9,10 +9,11 @@ import threading
 import time
 from typing import Final
 
-from atoll.errors import AtollError, InvalidConfig, MasterLost
+from atoll.errors import AtollError, InvalidConfig, MasterLost, ProtocolError
 from atoll.group import messages
 from atoll.group.api import LARGEST_FRAME, LinkDown, MasterGone, PeerEvent, Relink, Ticket
 from atoll.group.collectives.execution import SHARD_BYTES
+from atoll.group.legality import wrong_with
 from atoll.group.messages import Seat, Status, ToMaster, Welcome
 from atoll.group.peer import Peer
 from atoll.group.station import Station, Take
@@ -188,6 +189,8 @@ class Wire:
         message = messages.decode_to_peer(frame.here)
         if isinstance(message, Status):
             return
+        if wrong := wrong_with(self._peer, message):
+            raise ProtocolError(f"it {wrong}")
         self._feed(message)
         if isinstance(message, Welcome) and self._helper:
             self._helper.start(message.id, message.secret)
