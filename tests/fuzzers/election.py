@@ -1,15 +1,24 @@
-"""Notes on states as foreign peers send them, into the master's election; plans are checked by other means than they
-are made. Three honest notes are in every election, and whatever a stranger's says, each is understood or refused."""
+"""Notes on states as foreign peers send them, into the master's election, with honest ones; plans of a foreign master.
+
+Each note is understood or refused, and what is elected is checked by other means than it is made. A plan that isn't one
+is an error of the protocol before any data moves.
+"""
 
 import msgspec
+import numpy as np
 
+from atoll.errors import ProtocolError
+from atoll.group.api import Start, Ticket
+from atoll.group.collectives.memory import Memory
+from atoll.group.collectives.rounds import execution_for
 from atoll.group.membership.ballots import Ballot, Commenced, Decided, step
 from atoll.group.membership.election import MOST_GIVERS, Plan, StateNote, TensorNote, elect
 from atoll.group.messages import Initiate
+from atoll.group.state import StateTensors
 from tests.fuzzers.choices import recorded, records
 from tests.fuzzers.mutation import record_mutator
 
-HONEST = (1, 2, 3)
+HONEST, WORLD = (1, 2, 3), 3
 
 
 def note(revision: int, content: int, strategy: str = "popular", shape: tuple[int, ...] = (2, 2)) -> bytes:
@@ -35,6 +44,20 @@ def check(plan: Plan, notes: dict[int, StateNote]) -> None:
         assert chain[0] in right
         assert behind <= set(chain)
     assert 1 <= len(plan.chains) <= MOST_GIVERS
+
+
+def run_plan(plan: bytes) -> None:
+    """Of a master: for each rank a data phase, or an error of the protocol."""
+    state = StateTensors({"a": np.ones(5), "b": np.ones(3)})
+    for rank in range(WORLD):
+        start = Start((1, 0), Ticket("sync", 1, tensor=state), tuple(range(WORLD)), rank, plan)
+        try:
+            execution = execution_for(start, Memory())
+        except ProtocolError:
+            continue
+        for leaving in execution.begin():
+            assert leaving.to in range(WORLD)
+            execution.outgoing(leaving.piece)
 
 
 def vote(members: dict[int, bytes], incumbents: set[int], givers: int) -> None:
@@ -65,6 +88,7 @@ def fuzz(data: bytes) -> None:
     members = {i: note(how >> 4 & 3, i if how & 8 else 0) for i in HONEST[: 1 + (how & 3)]}
     for i, (_, payload) in enumerate(foreign, 10):
         members[i] = payload
+        run_plan(payload)
     order = sorted(members, key=lambda i: (i * (1 + (how >> 6))) % 7)
     vote({i: members[i] for i in order}, set(HONEST) if how & 4 else set(), MOST_GIVERS if how & 16 else 1)
     try:
@@ -83,7 +107,16 @@ def seeds() -> list[bytes]:
         recorded((0x1F, note(1 << 63, 0)), (0, note(-5, 2, "other"))),
         recorded((0, b"\x93\x00\xa7popular\x90")),
         recorded((2, b"\xc1")),
+        *[recorded((3, msgspec.msgpack.encode(plan))) for plan in PLANS],
     ]
 
+
+PLANS = [
+    Plan(1, ((0, 1, 2),), (0, 1), (bytes(16), bytes(16))),
+    Plan(1, ((2, 0), (1, 0)), (1,), (bytes(16),)),
+    Plan(1, ((0, 1), (1, 0)), (), ()),
+    Plan(1, (), (0,), (b"",)),
+    Plan(1, ((0, 9),), (7,), (b"",)),
+]
 
 mutate = record_mutator(seeds())
