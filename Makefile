@@ -1,8 +1,9 @@
 PYTHON ?= python3
+MINUTES ?= 10
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check bench docs reproduce
+.PHONY: help setup train test test-slow check fuzz bench docs reproduce
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +25,9 @@ check: .venv/ready-dev ## format, lint, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+fuzz: .venv/ready-fuzz ## fuzz all that reads foreign bytes, MINUTES=10 for each target
+	$(BIN)/python -m tests.fuzzers --seconds $$(($(MINUTES) * 60))
+
 bench: .venv/ready ## compare the all-reduce with gloo's
 	$(BIN)/python benchmarks/all_reduce.py
 
@@ -33,7 +37,7 @@ docs: .venv/ready-dev ## build the documentation into site/
 reproduce: .venv/ready ## check the claims of the first system on this machine
 	$(BIN)/atoll reproduce pccl
 
-# Two stamps, so that a second `make` is instant: what users need, and what developers need on top.
+# Stamps, so that a second `make` is instant: what users need, and what developers need on top.
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("atoll needs Python 3.11 or newer, $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv --clear .venv
@@ -45,3 +49,8 @@ reproduce: .venv/ready ## check the claims of the first system on this machine
 .venv/ready-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch .venv/ready $@
+
+# Where atheris has no wheel, fuzzing goes on without coverage.
+.venv/ready-fuzz: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]' || true
+	@touch $@

@@ -208,3 +208,19 @@ def test_a_claim_of_billions_takes_neither_memory_nor_time(message: Message, gol
     finally:
         tracemalloc.stop()
     assert time.monotonic() - began < 1.0
+
+
+LONG: dict[str, Message] = {
+    "an address": Hello("fe80::1%" + "x" * 200, 1),
+    "what a link is made of": Linked(1, (), 0.0, "x" * 5000),
+    "an operation": Initiate(1, 0, "x" * 5000),
+    "a fault": Complete(1, "x" * 5000),
+    "why a link broke": Broken(1, "x" * 5000),
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_a_text_the_master_would_pass_on_has_a_limit(what: str) -> None:
+    """Those of all members must fit into one message, or whoever is told them would be lost."""
+    with pytest.raises(ProtocolError, match="length"):
+        messages.decode_to_master(messages.encode(LONG[what]))

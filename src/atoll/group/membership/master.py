@@ -157,7 +157,7 @@ class Master:
         match event:
             case AskStatus():
                 self._say([who], self.status())
-            case Hello() | Return() if why := self._unfit(who, event):
+            case Hello() | Return() if who not in self.roster.members and (why := self._unfit(who, event)):
                 self._out += [Say(who, Refuse(why)), Close(who)]
             case Hello():
                 self._on_hello(who, event)
