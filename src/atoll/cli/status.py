@@ -94,6 +94,8 @@ def render(address: str, status: Status) -> RenderableType:
             f"{m.silent_s:.1f} s ago",
             _link(m, inside, links),
         )
+    if status.note:
+        head.append(f"\nthe master {status.note}", style="yellow")
     parts: list[RenderableType] = [head, table if status.members else Text("nobody is here yet", style="dim")]
     if inside:
         parts.append(_plain("ring  " + " -> ".join([*(m.name for m in inside), inside[0].name]), "dim"))

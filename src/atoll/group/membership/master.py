@@ -6,13 +6,13 @@ et al. 2025, arXiv 2505.14065), whose per-operation abort votes this rule replac
 """
 
 import hmac
-import ipaddress
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from atoll.group.api import MOST_OPERATIONS, MOST_SCOPES, MOST_VOTES, Close, Know, MasterAction, Say
+from atoll.group.membership.admission import MOST_LETTERS, MOST_STATES, plausible, unfit
 from atoll.group.membership.ballots import (
     Agreement,
     Ballot,
@@ -71,13 +71,7 @@ FORMING_S: Final = 15.0
 BLAME_S: Final = 2.0
 """So long all have to say that no data comes, before somebody is blamed for it."""
 LOSSES_KEPT: Final = 20
-MOST_LETTERS: Final = 128
-MOST_LABELS: Final = 16
 LARGEST_NOTE: Final = 1 << 20
-MOST_KEPT: Final = 2048
-MOST_NUMBER: Final = 1 << 60
-MOST_STATES: Final = 1024
-"""Shared states, one per name of a subgroup, whose last agreement is remembered."""
 
 
 @dataclass
@@ -157,7 +151,7 @@ class Master:
         match event:
             case AskStatus():
                 self._say([who], self.status())
-            case Hello() | Return() if who not in self.roster.members and (why := self._unfit(who, event)):
+            case Hello() | Return() if who not in self.roster.members and (why := unfit(event, self.roster.members)):
                 self._out += [Say(who, Refuse(why)), Close(who)]
             case Hello():
                 self._on_hello(who, event)
@@ -233,30 +227,6 @@ class Master:
             self._guarded = self._guarded or event.masters > 1
             self._changed(self.roster.handle(self._last_id, event, self._now))
 
-    def _unfit(self, who: int, event: Hello | Return) -> str:
-        """Why this peer can't be a member; empty: it can."""
-        hello, known_as = (event, who) if isinstance(event, Hello) else (event.hello, event.id)
-        try:
-            address = ipaddress.ip_address(hello.host)
-        except ValueError:
-            address = ipaddress.ip_address("0.0.0.0")
-        if address.is_unspecified or not 0 < hello.port < 1 << 16:
-            return f"{hello.host!r}, port {hello.port}, is not an address others could dial"
-        if (
-            max(map(len, [hello.name, hello.machine, hello.door, *hello.labels, *hello.labels.values()])) > MOST_LETTERS
-            or len(hello.labels) > MOST_LABELS
-        ):
-            return f"a name or label may have {MOST_LETTERS} letters, and there may be {MOST_LABELS} labels"
-        local = address.is_loopback
-        for member in self.roster.members.values():
-            if member.id != known_as and ipaddress.ip_address(member.seat.host).is_loopback != local:
-                here, there = (hello.host, member.seat.host) if local else (member.seat.host, hello.host)
-                return (
-                    f"one peer can only be dialled on its own machine ({here}), another from the network ({there}): "
-                    "let all of them join by the master's network address"
-                )
-        return ""
-
     def _say(self, ids: Iterable[int], *messages: ToPeer | Status) -> None:
         self._out += [Say(i, message) for message in messages for i in ids]
 
@@ -301,7 +271,7 @@ class Master:
 
     def _on_return(self, who: int, event: Return) -> None:
         known = self.roster.members.get(event.id)
-        if not _plausible(event) or (known and not hmac.compare_digest(known.secret, event.secret)):
+        if not plausible(event) or (known and not hmac.compare_digest(known.secret, event.secret)):
             self._out += [Say(who, Refuse("what it says of itself can't be")), Close(who)]
             return
         left_behind = self.remembered.left_behind(event)
@@ -627,17 +597,5 @@ class Master:
         return Status(
             self.epoch, self.forming is not None, revision, self.seq, lines, losses,
             self.links.links(list(ranks)), self.links.why(self._inside, lambda i: names[i]),
+            self.recovery.note if self.recovery else "",
         )  # fmt: skip
-
-
-def _plausible(event: Return) -> bool:
-    """Can a member of ours have said that? Its numbers are carried on."""
-    view = event.view
-    numbers = [event.id, event.attempt, event.seq, view.epoch, *view.ring]
-    return (
-        event.id > 0
-        and all(0 <= number < MOST_NUMBER for number in numbers)
-        and event.kept <= MOST_KEPT
-        and len(event.agreements) <= MOST_STATES
-        and event.id in view.ring
-    )
