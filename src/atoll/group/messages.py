@@ -187,6 +187,8 @@ class Broken(Message, frozen=True, tag=9):
     why: Text
     awaited: tuple[int, ...] = ()
     """Members whose data I waited for, where nothing came for too long."""
+    received: int = 0
+    """Bytes that had come of the operations under way."""
 
 
 # -- master -> peer ---------------------------------------------------------------------------------------------------

@@ -334,7 +334,7 @@ class Peer:
     def _tell_broken(self) -> None:
         assert self._broken
         broken = self._broken
-        self._tell(Broken(broken.epoch, f"link to peer {broken.id}: {broken.why}", broken.awaited))
+        self._tell(Broken(broken.epoch, f"link to peer {broken.id}: {broken.why}", broken.awaited, broken.received))
 
     def _finish(self, ticket: Ticket, outcome: Outcome, run: RunKey | None = None) -> None:
         self._out.append(Finish(ticket, outcome, run))

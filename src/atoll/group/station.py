@@ -148,6 +148,10 @@ class Station:
         """Members whose data is waited for."""
         return {run.start.ring[rank] for run in self.runs.values() for rank in run.execution.sources()}
 
+    def received(self) -> int:
+        """Bytes of the data phases under way that are here."""
+        return sum(run.execution.received for run in self.runs.values())
+
     # -- frames that come ------------------------------------------------------------------------------------------
 
     def place(self, source: int, seq: int, word: int, nbytes: int) -> memoryview | None:

@@ -28,6 +28,7 @@ from atoll.group.membership.election import MOST_GIVERS
 from atoll.group.membership.recovery import Recovery, Remembered, majority
 from atoll.group.membership.rings import Pair
 from atoll.group.membership.roster import Change, Gone, Joined, Roster, Tick
+from atoll.group.membership.stalls import Stalls
 from atoll.group.membership.topology import LinkMap
 from atoll.group.messages import (
     LARGEST_PAYLOAD,
@@ -68,8 +69,6 @@ PROBING_S: Final = 8.0
 MEASURING_S: Final = 20.0
 """Spent on it in one attempt; the rest is measured when the group opens again."""
 FORMING_S: Final = 15.0
-BLAME_S: Final = 2.0
-"""So long all have to say that no data comes, before somebody is blamed for it."""
 LOSSES_KEPT: Final = 20
 LARGEST_NOTE: Final = 1 << 20
 
@@ -137,9 +136,7 @@ class Master:
         self._unsaid: list[Loss] = []
         self._reason = ""
         self._dials: dict[int, int] = {}
-        self._stalled: dict[int, tuple[int, ...]] = {}
-        """Who gets no data any more, and whose it waits for."""
-        self._stalled_since = 0.0
+        self._stalls = Stalls()
         self._one_giver: set[str] = set()
         """Shared states that came out wrong where several gave them."""
         self._now = 0.0
@@ -356,7 +353,7 @@ class Master:
     def _form(self, ids: Iterable[int], opened: bool) -> None:
         """Begin (again) to establish. Whatever was undecided has thereby failed."""
         self.ballots.clear()
-        self._stalled.clear()
+        self._stalls.clear()
         self.epoch += 1
         ring = self.links.order(ids)
         if not ring:
@@ -410,7 +407,7 @@ class Master:
     def _hurry(self) -> None:
         """Nobody may hold an attempt up for ever."""
         forming = self.forming
-        if self._stalled and self._now - self._stalled_since >= BLAME_S:
+        if self._stalls.due(self._now):
             self._blame()
         if forming and forming.awaited:
             if self._now - forming.since >= PROBING_S:
@@ -536,18 +533,14 @@ class Master:
             return
         self._reason = self._reason or f"{self.roster.members[who].name}: {event.why}"
         if event.awaited:
-            self._stalled_since = self._stalled_since if self._stalled else self._now
-            self._stalled[who] = event.awaited
+            self._stalls.note(who, event, self._now)
         else:
             self._form(self.ring, opened=False)
 
     def _blame(self) -> None:
-        """Data stands still. Most wait for somebody who waits himself; who is waited for and waits for nobody has voted
-        but doesn't send."""
-        awaited = {i for some in self._stalled.values() for i in some}
-        idle = [i for i in self.ring if i in awaited and i not in self._stalled]
-        if idle:
-            self._changed([c for i in idle for c in self.roster.drop(i, "voted, but sent no data")])
+        """Data stands still, and all who wait for some have said so."""
+        if to_blame := self._stalls.to_blame(self.ring):
+            self._changed([c for i, why in to_blame.items() for c in self.roster.drop(i, why)])
         else:
             self._form(self.ring, opened=False)
 

@@ -198,7 +198,8 @@ class Wire:
         elif now - self._moved_at > (patience_s := self._patience_s()):
             self._moved_at = now
             awaited = tuple(sorted(station.awaited()))
-            self._feed(LinkDown(station.epoch, self.id, f"no data for {patience_s:.0f} s", awaited))
+            why = f"no data for {patience_s:.0f} s"
+            self._feed(LinkDown(station.epoch, self.id, why, awaited, station.received()))
         if self._helper:
             self._helper.keep()
         self._net.after(_CHECK_S, self._check)
