@@ -107,13 +107,15 @@ def guided(name: str, seconds: float, keep: bool = True) -> Report:
 
 
 def _minimise(name: str, found: Path) -> None:
-    """The fewest inputs, small ones first, that reach all that the corpus and `found` do; broken ones stay."""
+    """Few inputs that reach together what the corpus and `found` do; broken ones stay."""
     mine = CORPUS / name
     with tempfile.TemporaryDirectory() as temporary:
         _atheris(name, "-set_cover_merge=1", f"-max_len={LARGEST_FILE}", temporary, str(mine), str(found))
-        merged = sorted(Path(temporary).iterdir(), key=lambda p: p.stat().st_size)[:MOST_FILES]
+        merged = sorted(Path(temporary).iterdir(), key=lambda p: p.stat().st_size)
         if not merged:
             return
+        if len(merged) > MOST_FILES:  # small ones say what they are about, large ones go deep
+            merged = merged[: MOST_FILES // 2] + merged[-(MOST_FILES // 2) :]
         for path in kept(name):
             if not path.name.startswith("broken-"):
                 path.unlink()
