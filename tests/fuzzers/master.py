@@ -31,9 +31,10 @@ from atoll.group.api import (
     Ticket,
     unvoted_seq,
 )
+from atoll.group.membership.admission import MOST_STATES
 from atoll.group.membership.ballots import SYNC
 from atoll.group.membership.election import Plan, StateNote, TensorNote
-from atoll.group.membership.master import LOSSES_KEPT, MOST_STATES, Master
+from atoll.group.membership.master import LOSSES_KEPT, Master
 from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import (
     AskStatus,
@@ -234,10 +235,10 @@ class World:
         inside = set(master.forming.ring if master.forming else master.ring)
         assert inside <= members
         assert master.openers <= members
-        assert len(master.ballots) <= MOST_VOTES * max(1, len(members))
-        assert all(set(ballot.votes) <= inside for ballot in master.ballots.values())
-        assert len(master.agreements) <= MOST_STATES
-        assert all(a.incumbents <= members for a in master.agreements.values())
+        assert len(master.votes.ballots) <= MOST_VOTES * max(1, len(members))
+        assert all(set(ballot.votes) <= inside for ballot in master.votes.ballots.values())
+        assert len(master.votes.agreements) <= MOST_STATES
+        assert all(a.incumbents <= members for a in master.votes.agreements.values())
         assert len(master.losses) <= LOSSES_KEPT
         assert set(master._dials) <= members
         for pair in [*master.links.trips, *master.links.rates._measured]:

@@ -168,7 +168,7 @@ def check(world: World, traces: Traces) -> None:
         longest = max(seen, key=len)
         for trace in seen:
             assert trace == longest[: len(trace)], f"epoch {epoch}: outcomes differ\n{trace}\n{longest}"
-    assert not world.master.ballots
+    assert not world.master.votes.ballots
 
 
 def replay(seed: int) -> World:

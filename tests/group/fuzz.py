@@ -656,12 +656,12 @@ class World:
         if not (self.min_world > 1 and len(stuck) < self.min_world):  # too few to form a ring, and rightly so
             assert not stuck, (
                 f"deadlock {stuck}; master: epoch {master.epoch}, ring {master.ring}, forming {master.forming}, "
-                f"openers {master.openers}, ballots {master.ballots}"
+                f"openers {master.openers}, ballots {master.votes.ballots}"
             )
             assert not master.roster.members
         surprised = [b.crash for b in self.boxes.values() if isinstance(b.crash, Mismatch)]
         assert (self.unruly and not self.calm) or not surprised, surprised
-        assert not master.ballots
+        assert not master.votes.ballots
         assert not master.openers
         self.check_outcomes()
 

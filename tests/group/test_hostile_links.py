@@ -268,7 +268,7 @@ def test_memory_gone_when_its_turn_comes_costs_the_link_and_not_the_one_who_brou
     """The operation begins with a word of the master, whose connection must not suffer for it."""
     with Caller(renewed, KNOCK) as insider:
         insider.enter(renewed.groups[1].id, proof=b"this can be read")
-        now = renewed.master._policy.seq  # of each that comes: the first piece of rank 0, to be added
+        now = renewed.master._policy.votes.seq  # of each that comes: the first piece of rank 0, to be added
         insider.sendall(b"".join(lent(now + ahead, nbytes, where) for ahead in range(1, 30)))
         assert_closed(insider)
 
@@ -372,7 +372,7 @@ def test_a_link_that_ends_within_a_frame_costs_the_link_and_nothing_else(
         insider.enter(renewed.groups[1].id)
         frame = {
             "a message": said(Filler(bytes(10_000))),
-            "a piece that is awaited": HEADER.pack(renewed.master._policy.seq + 2, nbytes, 1) + bytes(nbytes),
+            "a piece that is awaited": HEADER.pack(renewed.master._policy.votes.seq + 2, nbytes, 1) + bytes(nbytes),
             "a small operation": framed(bytes(10_000), unvoted_seq(Series(0, 4), 1)),
             "what is lent": lent(FAR, 10_000, 0) if at == KNOCK else said(Filler(bytes(10_000))),
         }[what]

@@ -7,36 +7,23 @@ et al. 2025, arXiv 2505.14065), whose per-operation abort votes this rule replac
 
 import hmac
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from atoll.group.api import MOST_OPERATIONS, MOST_SCOPES, MOST_VOTES, Close, Know, MasterAction, Say
-from atoll.group.membership.admission import MOST_LETTERS, MOST_STATES, plausible, unfit
-from atoll.group.membership.ballots import (
-    Agreement,
-    Ballot,
-    Commenced,
-    Decided,
-    Operation,
-    chains_of,
-    is_sync,
-    revision_of,
-    step,
-)
-from atoll.group.membership.election import MOST_GIVERS
+from atoll.group.api import Close, Know, MasterAction, Say
+from atoll.group.membership.admission import MOST_LETTERS, plausible, unfit
 from atoll.group.membership.recovery import Recovery, Remembered, majority
 from atoll.group.membership.rings import Pair
 from atoll.group.membership.roster import Change, Gone, Joined, Roster, Tick
 from atoll.group.membership.stalls import Stalls
 from atoll.group.membership.topology import LinkMap
+from atoll.group.membership.votes import Begun, Consequence, Liars, Misfits, Settled, Spoilt, Votes
 from atoll.group.messages import (
-    LARGEST_PAYLOAD,
     AskStatus,
     Beat,
     Broken,
     Bye,
-    Commence,
     Complete,
     Crossed,
     Establish,
@@ -70,7 +57,6 @@ MEASURING_S: Final = 20.0
 """Spent on it in one attempt; the rest is measured when the group opens again."""
 FORMING_S: Final = 15.0
 LOSSES_KEPT: Final = 20
-LARGEST_NOTE: Final = 1 << 20
 
 
 @dataclass
@@ -121,10 +107,7 @@ class Master:
         self.forming: Forming | None = None
         self.openers: set[int] = set()
         """Who waits in `update_topology`."""
-        self.ballots: dict[Operation, Ballot] = {}
-        self.seq = known.seq
-        self.agreements: dict[str, Agreement] = {}
-        """By what was voted for: each subgroup has a state of its own."""
+        self.votes = Votes(known.seq)
         self.losses: deque[tuple[float, Loss]] = deque(maxlen=LOSSES_KEPT)
         self.links = LinkMap(self._on_one_machine)
         self._last_id = known.last_id
@@ -137,8 +120,6 @@ class Master:
         self._reason = ""
         self._dials: dict[int, int] = {}
         self._stalls = Stalls()
-        self._one_giver: set[str] = set()
-        """Shared states that came out wrong where several gave them."""
         self._now = 0.0
         self._out: list[MasterAction] = []
 
@@ -185,7 +166,7 @@ class Master:
             case Initiate():
                 self._on_initiate(who, event)
             case Complete():
-                self._on_complete(event, who)
+                self._follow(self.votes.complete(who, event))
             case Broken():
                 self._on_broken(event, who)
         self._evaluate()
@@ -246,8 +227,7 @@ class Master:
             self._out += [Say(loss.id, Expel(loss.reason)), Close(loss.id)]
             self.losses.appendleft((self._now, loss))
         self.openers -= gone
-        for agreement in self.agreements.values():
-            agreement.incumbents -= gone
+        self.votes.forget(gone)
         self._dials = {i: n for i, n in self._dials.items() if i not in gone}
         self.links.forget(gone)
         self._unsaid += [loss for loss in lost if loss.id in self.ring]
@@ -264,7 +244,7 @@ class Master:
         """To be written down for the next one."""
         if self.recovery:
             return self.recovery.remembered
-        return Remembered(self.ring, *self._viewed, self.epoch, self.seq, self._last_id, self._guarded)
+        return Remembered(self.ring, *self._viewed, self.epoch, self.votes.seq, self._last_id, self._guarded)
 
     def _on_return(self, who: int, event: Return) -> None:
         known = self.roster.members.get(event.id)
@@ -293,7 +273,7 @@ class Master:
                 self._say([i], Expel(reason))
             self._dismiss(i)
         self.openers.clear()
-        self.ballots.clear()
+        self.votes.clear()
         self.forming, self.ring = None, ()
         self.recovery = Recovery(self._now, remembered, self._standby)
 
@@ -319,7 +299,7 @@ class Master:
         for i in [i for i, one in recovery.returned.items() if not one.whole]:
             self._dismiss(i)  # what it knows could change all
         view = recovery.view
-        self.agreements = recovery.agreements()
+        self.votes.agreements = recovery.agreements()
         self._begin(recovery)
         if view is None:
             return
@@ -339,7 +319,7 @@ class Master:
 
     def _begin(self, recovery: Recovery) -> None:
         self.recovery = None
-        self.epoch, self.seq, self._last_id = recovery.epoch, recovery.seq, recovery.last_id
+        self.epoch, self.votes.seq, self._last_id = recovery.epoch, recovery.seq, recovery.last_id
         for who, hello in recovery.newcomers.items():
             self._on_hello(who, hello)
 
@@ -352,7 +332,7 @@ class Master:
 
     def _form(self, ids: Iterable[int], opened: bool) -> None:
         """Begin (again) to establish. Whatever was undecided has thereby failed."""
-        self.ballots.clear()
+        self.votes.clear()
         self._stalls.clear()
         self.epoch += 1
         ring = self.links.order(ids)
@@ -454,20 +434,15 @@ class Master:
 
     def _uncross(self) -> None:
         """Some wait in update_topology, the others in operations that can't begin: nobody could go on, so tell all."""
-        waiting = {op: ballot for op, ballot in self.ballots.items() if not ballot.commenced}
-        stuck = set(self.openers)  # and who waits for one of them; the members of another subgroup go on
-        while more := {i for b in waiting.values() if stuck & (set(b.ring) - set(b.votes)) for i in b.votes} - stuck:
-            stuck |= more
-        if not waiting or not stuck >= set(self.ring):
+        crossed = self.votes.crossed(self.openers, self.ring)
+        if not crossed:
             return
-        names = ", ".join(f"tag {op.tag}: {waiting[op].what}" for op in sorted(waiting))
+        names = ", ".join(f"tag {op.tag}: {ballot.what}" for op, ballot in crossed.items())
         error = f"peers called different things: some update_topology, others {names}"
         pending = self._pending()
         for i in self.ring:
-            crossed = tuple((op.scope, op.tag) for op in sorted(waiting) if i in waiting[op].ring)
-            self._say([i], Crossed(crossed, pending, error))
-        for op in waiting:
-            del self.ballots[op]
+            mine = tuple((op.scope, op.tag) for op, ballot in crossed.items() if i in ballot.ring)
+            self._say([i], Crossed(mine, pending, error))
         self.openers.clear()
 
     # -- operations ------------------------------------------------------------------------------------------------
@@ -475,58 +450,30 @@ class Master:
     def _on_initiate(self, who: int, event: Initiate) -> None:
         if self.forming or event.epoch != self.epoch:
             return  # its epoch is dead: the View on its way is the answer
-        if wrong := self._wrong_with(who, event):
+        if wrong := self.votes.wrong_with(who, event, self.ring):
             self._kick(who, wrong)
             return
-        op = Operation(event.scope, event.members, event.tag)
-        ballot = self.ballots.setdefault(op, Ballot(event.members or self.ring))
-        ballot.votes[who] = event
-        ballot.seq = event.seq
         self.roster.members[who].revision = event.revision
-        agreement = self.agreements.get(event.what)
-        one = event.what in self._one_giver or (is_sync(event.what) and not self.links.even(ballot.ring))
-        match step(op.tag, ballot, agreement.incumbents if agreement else set(), 1 if one else MOST_GIVERS):
-            case Decided(payloads, error):
-                self._decide(op, payloads, error)
-            case Commenced(plan):
-                self.seq += 1
-                ballot.commenced = True
-                if not ballot.seq:
-                    ballot.seq = self.seq
-                    self._say(ballot.ring, Commence(op.tag, ballot.seq, plan, op.scope))
-                self._decide_if_over(op, ballot)
-            case dict() as expelled:
-                self._out += [Say(i, Expel(why, unfit=True)) for i, why in expelled.items()]
-                self._changed([c for i, why in expelled.items() for c in self.roster.drop(i, why)])
+        self._follow(self.votes.initiate(who, event, self.ring, self.links.even))
 
-    def _wrong_with(self, who: int, event: Initiate) -> str:
-        """What no peer of ours would vote for; empty: it is well."""
-        if len(event.payload) > (LARGEST_NOTE if is_sync(event.what) or event.moves_data else LARGEST_PAYLOAD):
-            return f"added {len(event.payload)} bytes to a vote"
-        members = event.members
-        if bool(members) != bool(event.scope) or not 0 <= event.scope < MOST_SCOPES:
-            return f"voted in subgroup {event.scope} of {len(members)} members"
-        if members and not (who in members and set(members) <= set(self.ring) and len(set(members)) == len(members)):
-            return "voted in a subgroup that it, or somebody else in it, is not part of"
-        op = Operation(event.scope, members, event.tag)
-        if op in self.ballots and who in self.ballots[op].votes:
-            return f"tag {event.tag} is in use"
-        mine = [other for other, ballot in self.ballots.items() if who in ballot.votes]
-        if sum(other[:2] == op[:2] for other in mine) >= MOST_OPERATIONS or len(mine) >= MOST_VOTES:
-            return "too many operations at once"
-        return ""
+    def _follow(self, consequence: Consequence) -> None:
+        """What the votes have come to."""
+        match consequence:
+            case Begun(ring, message):
+                self._say(ring, message)
+            case Settled(ring, op, payloads, error):
+                self._say(ring, Verdict(op.tag, self._pending(), payloads, error, op.scope))
+            case Misfits(reasons):
+                self._out += [Say(i, Expel(why, unfit=True)) for i, why in reasons.items()]
+                self._drop(reasons)
+            case Liars(reasons):
+                self._drop(reasons)
+            case Spoilt(reason):
+                self._reason = reason
+                self._form(self.ring, opened=False)
 
-    def _on_complete(self, event: Complete, who: int) -> None:
-        op = next((op for op, b in self.ballots.items() if b.seq == event.seq and who in b.votes), None)
-        if op is None or not event.seq:
-            return  # decided already
-        ballot = self.ballots[op]
-        ballot.complete.add(who)
-        if event.fault and is_sync(ballot.what):
-            ballot.faulty[who] = event.fault
-        elif event.fault:
-            ballot.fault = ballot.fault or f"rank {ballot.ring.index(who)}: {event.fault}"
-        self._decide_if_over(op, ballot)
+    def _drop(self, reasons: Mapping[int, str]) -> None:
+        self._changed([c for i, why in reasons.items() for c in self.roster.drop(i, why)])
 
     def _on_broken(self, event: Broken, who: int) -> None:
         if self.forming or event.epoch != self.epoch:
@@ -540,33 +487,9 @@ class Master:
     def _blame(self) -> None:
         """Data stands still, and all who wait for some have said so."""
         if to_blame := self._stalls.to_blame(self.ring):
-            self._changed([c for i, why in to_blame.items() for c in self.roster.drop(i, why)])
+            self._drop(to_blame)
         else:
             self._form(self.ring, opened=False)
-
-    def _decide_if_over(self, op: Operation, ballot: Ballot) -> None:
-        if ballot.over and ballot.faulty:
-            self._on_wrong_state(ballot)
-        elif ballot.over:
-            self._decide(op, () if ballot.fault else ballot.payloads, ballot.fault)
-
-    def _on_wrong_state(self, ballot: Ballot) -> None:
-        """Somebody gave another state than it had voted for. Where several gave, one will next time: then it shows."""
-        chains = chains_of(ballot.plan)
-        if len(chains) > 1:
-            self._one_giver.add(ballot.what)
-            self._reason = "a shared state came out wrong"
-            self._form(self.ring, opened=False)
-            return
-        ids = [ballot.ring[rank] for rank in chains[0]]
-        first = min((ids.index(i) for i in ballot.faulty if i in ids), default=0)
-        self._kick(ids[max(0, first - 1)], "gave another state than it had voted for")
-
-    def _decide(self, op: Operation, payloads: tuple[bytes, ...] = (), error: str = "") -> None:
-        ballot = self.ballots.pop(op)
-        if ballot.plan and not error and (ballot.what in self.agreements or len(self.agreements) < MOST_STATES):
-            self.agreements[ballot.what] = Agreement(set(ballot.ring), revision_of(ballot.plan))
-        self._say(ballot.ring, Verdict(op.tag, self._pending(), payloads, error, op.scope))
 
     # -- for people ------------------------------------------------------------------------------------------------
 
@@ -584,11 +507,15 @@ class Master:
         )  # fmt: skip
         losses = tuple(PastLoss(self._now - at, loss) for at, loss in self.losses)
         revision = max(
-            [*(a.revision for a in self.agreements.values()), *(m.revision for m in self.roster.members.values()), 0]
+            [
+                *(a.revision for a in self.votes.agreements.values()),
+                *(m.revision for m in self.roster.members.values()),
+                0,
+            ]
         )
         names = {m.id: m.name for m in members}
         return Status(
-            self.epoch, self.forming is not None, revision, self.seq, lines, losses,
+            self.epoch, self.forming is not None, revision, self.votes.seq, lines, losses,
             self.links.links(list(ranks)), self.links.why(self._inside, lambda i: names[i]),
             self.recovery.note if self.recovery else "",
         )  # fmt: skip
