@@ -256,6 +256,32 @@ def test_a_group_outlives_its_master(peers: Any, restartable: MasterProcess, how
     assert len(hashes) > 70
 
 
+def test_another_master_that_stands_by_takes_over(peers: Any, restartable: MasterProcess, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = MasterProcess(tmp_path / "other", "--standby")
+    try:
+        both = f"{restartable.address},{other.address}"
+        three = [peers(both, 10**6, "--pace", "0.01", "--min-world", "3") for _ in range(3)]
+        for peer in three:
+            peer.reach(20)
+        restartable.end(signal.SIGKILL)
+        killed = time.time()
+        for peer in three:
+            lost = peer.wait_for(lambda said: said["event"] == "lost")
+            assert "a new master" in lost["message"]
+            assert lost["at"] - killed < 5.0
+        newcomer = peers(both, 10**6, "--pace", "0.01")
+        assert newcomer.wait_for(lambda said: said["event"] == "step")["world"] == 4
+        three[0].process.kill()
+        three[1].wait_for(lambda said: said["event"] == "step" and said["world"] == 3 and said["at"] > killed)
+        assert not [peer for peer in three if peer.events("expelled") or peer.events("failed")]
+        known = [peer.hashes() for peer in [*three, newcomer]]
+        for revision in set().union(*known):
+            assert len({some[revision] for some in known if revision in some}) == 1
+    finally:
+        other.end(signal.SIGKILL)
+
+
 def test_a_master_that_is_closed_is_not_waited_for(peers: Any, restartable: MasterProcess) -> None:
     peer = peers(restartable.address, 10**6, "--pace", "0.01")
     peer.reach(3)
