@@ -165,6 +165,26 @@ def test_train_with_chaos_survives_and_saves_a_model_others_load(text: Path, tmp
     assert (tmp_path / "runs" / "last").resolve() == run_folder.resolve()
 
 
+def test_a_run_outlives_its_master(text: Path, tmp_path: Path, no_orphans: None) -> None:
+    flags = ["--peers", "2", "--steps", "4000", "--every", "5", "--text", str(text), *TINY]
+    process = atoll_command("train", "--json", *flags, cwd=tmp_path)
+    assert process.stdout is not None
+    before = list(_until(process.stdout, "step"))
+    children = psutil.Process(process.pid).children(recursive=True)
+    (master,) = [child for child in children if "master" in child.cmdline()]
+    master.kill()
+    meanwhile = [json.loads(line) for line in _until(process.stdout, "listening")]
+    meanwhile += [json.loads(line) for _ in range(40) for line in _until(process.stdout, "step")]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert sum(event["event"] == "lost" and "a new master" in event["message"] for event in meanwhile) == 2
+    steps = [json.loads(line).get("step", 0) for line in before] + [event.get("step", 0) for event in meanwhile]
+    assert max(steps) >= 20
+    assert not [event for event in meanwhile if event["event"] in ("failed", "expelled")]
+    assert json.loads(out.splitlines()[-1])["hashes_equal"]
+
+
 def test_interrupt_and_resume(text: Path, tmp_path: Path, no_orphans: None) -> None:
     flags = ["--peers", "2", "--steps", "4000", "--every", "5", "--text", str(text), *TINY]
     process = atoll_command("train", "--name", "long", "--json", *flags, cwd=tmp_path)
