@@ -25,9 +25,7 @@ def main(address: str, rounds: int = 20, token: bytes | None = None) -> tuple[li
     shard, shards = dist.get_rank(), dist.get_world_size()
     dist.broadcast_object_list(name := [os.urandom(8)])  # all of an island say the same
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1))
-    for part in (model[0], model[2], model):
-        fully_shard(part)
+    model = fully_shard(nn.Sequential(fully_shard(nn.Linear(16, 64)), nn.Tanh(), fully_shard(nn.Linear(64, 1))))
     inner = torch.optim.AdamW(model.parameters(), lr=0.01)
     torch.manual_seed(int.from_bytes(os.urandom(7)))  # other data in every process
 
