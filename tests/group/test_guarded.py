@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from atoll.net.guard import Guard
 from atoll.net.preamble import HEAD
 from tests.group.test_hostile import assert_closed, said
 from tests.group.test_liveness import Listener
-from tests.group.test_real import PeerProcess, assert_equal_histories, helpers_of
+from tests.group.test_real import assert_equal_histories, helpers_of
 from tests.net.certified import certified
 from tests.net.test_loop import receive
 
@@ -249,22 +248,6 @@ def test_with_a_token_or_on_purpose_it_listens_everywhere(options: dict[str, Any
 
 
 # -- the helper --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def peers() -> Iterator[Callable[..., PeerProcess]]:
-    started: list[PeerProcess] = []
-
-    def start(*args: Any) -> PeerProcess:
-        started.append(PeerProcess(*args))
-        return started[-1]
-
-    yield start
-    for peer in started:
-        if peer.process.poll() is None:
-            peer.process.send_signal(signal.SIGCONT)
-            peer.process.kill()
-        peer.process.wait()
 
 
 def options(token_file: Path, tls: bool) -> list[str]:

@@ -24,6 +24,7 @@ from atoll.net.arena import Arena, Tenant, available
 from atoll.net.channel import CONTROL, HEADER, LARGEST_CONTROL, LENT, WHERE, Channel, Frame, Lender
 from atoll.net.neighbour import Neighbour, Remote, address_of
 from atoll.net.preamble import Greeting
+from tests.fuzzers.mutation import mutated
 from tests.group.company import KNOCK, PORT, Caller, Company, HungUp
 from tests.group.test_hostile import FIRST, said
 
@@ -33,25 +34,6 @@ SLOT = 8192
 ODD = (0, 1, 2, 3, SLOT, SLOT + 1, LARGEST_FRAME, LARGEST_FRAME + 1, LARGEST_CONTROL, LARGEST_CONTROL + 1, LENT - 1)
 MEMORY = np.arange(1 << 16, dtype=np.uint8)
 """What a neighbour lends."""
-
-
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A few bytes changed, lost, or said twice."""
-    out = bytearray(data)
-    for _ in range(rng.choice([0, 0, 1, 1, 2, 5])):
-        at = rng.randrange(len(out) + 1)
-        match rng.randrange(5):
-            case 0:
-                out[at : at + 1] = bytes([rng.randrange(256)])
-            case 1:
-                out[at : at + 1] = bytes([out[at] ^ 1 << rng.randrange(8)]) if at < len(out) else b""
-            case 2:
-                del out[at : at + rng.randrange(1, 20)]
-            case 3:
-                out[at:at] = out[at : at + rng.randrange(1, 40)]
-            case _:
-                out[at:at] = rng.randbytes(rng.randrange(1, 20))
-    return bytes(out)
 
 
 def a_frame(rng: random.Random) -> bytes:

@@ -20,7 +20,7 @@ from atoll.group.virtual import World
 from atoll.group.work import Work, wait_all
 from atoll.runtime.api import here
 from tests.group.grid import COLUMNS, NOWHERE, Grid
-from tests.group.test_real import PeerProcess
+from tests.group.peer_process import PeerProcess
 from tests.group.together import together
 
 SMALL, MIDDLE, LARGE = SIZES = 6, 20_000, 40_000
