@@ -59,7 +59,8 @@ class Report:
     steps: int = 0
     """Revisions that somebody reached."""
     worst_gap_s: float = 0.0
-    """Longest time without a step. At least two peers are left alone, so there always could have been one."""
+    """Longest time without a step, not counting that without a master. At least two peers are left alone, so there
+    always could have been one."""
     done: Counter[str] = field(default_factory=Counter)
     """What was done to the group and what became of it: spawned, killed, stopped, expelled, ..."""
     live: int = 0
@@ -193,6 +194,9 @@ class Churn:
         self._released = 0.0
         self._did: deque[str] = deque(maxlen=_REMEMBERED)
         self._master_runs = False
+        self._master_killed = 0.0
+        self._excused_s = 0.0
+        """Without a master since the last step."""
         self._late = False
 
     def run(self, seconds: float) -> Report:
@@ -292,7 +296,7 @@ class Churn:
 
     def kill_master(self) -> None:
         """SIGKILL."""
-        self._master_runs = False
+        self._master_runs, self._master_killed = False, time.monotonic()
         self.processes.kill(MASTER)
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -329,7 +333,9 @@ class Churn:
         self._gap(time.monotonic())
 
     def _gap(self, now: float) -> None:
-        gap = now - (self._last_step or now)
+        if not self._master_runs:
+            return
+        gap = now - (self._last_step or now) - self._excused_s
         self.report.worst_gap_s = max(self.report.worst_gap_s, gap)
         if gap > LONGEST_GAP_S and not self._late:
             self._late = True
@@ -342,6 +348,8 @@ class Churn:
         member = self.members.get(name)
         if event == "listening":
             self.address, self._master_runs = said["address"], True
+            if self._master_killed:
+                self._excused_s += time.monotonic() - self._master_killed
         elif event == "failed":
             self.report.failures.append(f"{name}: {said['message']}")
         elif event in ("expelled", "turned away", "lost"):
@@ -353,7 +361,7 @@ class Churn:
         if event == "step":
             now = time.monotonic()
             self._gap(now)
-            self._last_step, self._late = now, False
+            self._last_step, self._late, self._excused_s = now, False, 0.0
             if member is not None:
                 member.stepped = now
             self.report.steps, self.report.world = max(self.report.steps, said["revision"]), said["world"]

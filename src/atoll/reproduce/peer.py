@@ -9,12 +9,15 @@ import json
 import sys
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 import atoll
 from atoll.errors import AtollError, Expelled, MasterLost, PeerLost, Unfit
+
+PAUSE_S: Final = 0.3
+"""Before joining again: who can't be reached would else disturb all the others ten times a second."""
 
 
 def say(**fields: Any) -> None:
@@ -76,6 +79,7 @@ def main() -> None:
             say(event="expelled", message=str(error))
             if not options.rejoin:
                 raise SystemExit(3) from None
+            time.sleep(PAUSE_S)
         except AtollError as error:
             if options.rejoin and group is None and isinstance(error, MasterLost):
                 say(event="turned away", message=str(error))  # it went while we stood at its door

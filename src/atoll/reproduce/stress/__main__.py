@@ -85,10 +85,13 @@ def _out(text: str, as_json: bool) -> None:
 
 
 def _now_and_then(line: Callable[[Churn], str]) -> Callable[[Churn], None]:
-    due = _EVERY_S
+    due, told = _EVERY_S, 0
 
     def progress(churn: Churn) -> None:
-        nonlocal due
+        nonlocal due, told
+        for failure in churn.report.failures[told:]:
+            sys.stderr.write(f"FAILED: {failure}\n")
+        told = len(churn.report.failures)
         if churn.elapsed_s >= due:
             due = churn.elapsed_s + _EVERY_S
             _say(line(churn))
@@ -103,7 +106,6 @@ def _line(churn: Churn) -> str:
         f"{report.seconds / 60:5.1f} min  {report.steps} steps, worst gap {report.worst_gap_s:.1f} s, "
         f"{report.live} live (world {report.world}); {actions}"
         + (f"; {len(report.differing)} hashes DIFFER" if report.differing else "")
-        + "".join(f"\n    {failure}" for failure in report.failures[-2:])
     )
 
 

@@ -122,12 +122,12 @@ class Trouble:
     def refuse_links(self, churn: Churn) -> str:
         """The links to a peer break, and for a while it can't be reached."""
         found = self._victim(churn)
-        if found is None:
+        if found is None or churn.held:
             return ""
         member, place = found
-        seconds = float(churn.dice.uniform(0.1, 4.0))
+        seconds = float(churn.dice.uniform(0.1, 3.0))
         place.data.refuse()
-        churn.hinder(member, seconds, place.data.heal)
+        churn.hinder(member, seconds, place.data.heal, hold=True)
         churn.report.done["links cut"] += 1
         return f"cut the links to {member.name} for {seconds:.1f} s"
 

@@ -97,7 +97,7 @@ class Gate:
             back, there = await asyncio.open_connection(*self._target)
             self._passing.add(there)
             await asyncio.gather(self._pump(reader, there), self._pump(back, writer))
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # cancelled at the end only
             pass
         finally:
             for one in (writer, there):

@@ -11,7 +11,7 @@ EVERY_S: Final = 1.0
 LONGEST_WARM_UP_S: Final = 120.0
 _WARM_UP: Final = 0.3
 _WINDOWS: Final = 12
-_FEWEST: Final = 24
+_FEWEST: Final = 120
 MOST_BYTES: Final = 20e6
 MOST_DESCRIPTORS: Final = 16.0
 
