@@ -1,8 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
+MINUTES ?= 10
+SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check bench docs reproduce
+.PHONY: help setup train test test-slow check bench docs reproduce stress
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +34,9 @@ docs: .venv/ready-dev ## build the documentation into site/
 
 reproduce: .venv/ready ## check the claims of the first system on this machine
 	$(BIN)/atoll reproduce pccl
+
+stress: .venv/ready ## put a group under all that can go wrong, for MINUTES=10, from SEED=
+	$(BIN)/python -m atoll.reproduce.stress --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 # Two stamps, so that a second `make` is instant: what users need, and what developers need on top.
 .venv/bin/python:

@@ -7,7 +7,7 @@ from typing import Final
 MARK: Final = "ATOLL_STRESS"
 """In the environment of all that a run starts, and of what that starts."""
 _SHARED: Final = Path("/dev/shm")
-_PATIENCE_S: Final = 5.0
+PATIENCE_S: Final = 5.0
 
 
 def shared() -> set[str]:
@@ -15,9 +15,9 @@ def shared() -> set[str]:
     return {path.name for path in _SHARED.iterdir()} if _SHARED.is_dir() else set()
 
 
-def left_behind(mark: str, before: set[str]) -> list[str]:
+def left_behind(mark: str, before: set[str], patience_s: float = PATIENCE_S) -> list[str]:
     """What there still is some seconds after the end, in words."""
-    end = time.monotonic() + _PATIENCE_S
+    end = time.monotonic() + patience_s
     while (found := [*_processes(mark), *_memory(before)]) and time.monotonic() < end:
         time.sleep(0.2)
     return found
