@@ -3,13 +3,14 @@
 An island is one torchrun, here of two processes; its process i holds shard i of the model. Every few steps it averages
 the change of its shard with those who hold the same shard in the other islands (DiLoCo, arXiv 2311.08105).
 
-atoll master --listen 0.0.0.0:48148
-torchrun --standalone --nproc-per-node 2 fsdp.py HOST:48148     # once for each island: two of them are four processes
+atoll master --listen 0.0.0.0:48148 --token-file team.token
+torchrun --standalone --nproc-per-node 2 fsdp.py HOST:48148 team.token      # once for each island
 """
 
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 import atoll
 
 
-def main(address: str, rounds: int = 20, inner_steps: int = 10) -> tuple[list[float], torch.Tensor]:
+def main(address: str, rounds: int = 20, token: bytes | None = None) -> tuple[list[float], torch.Tensor]:
     dist.init_process_group("gloo")
     shard, shards = dist.get_rank(), dist.get_world_size()
     dist.broadcast_object_list(name := [os.urandom(8)])  # all of an island say the same
@@ -36,7 +37,7 @@ def main(address: str, rounds: int = 20, inner_steps: int = 10) -> tuple[list[fl
     state = atoll.SharedState({"agreed": agreed, "velocity": velocity})
     losses, seen = [], -1
 
-    with atoll.join(address) as group:
+    with atoll.join(address, token=token) as group:
         while state.revision < rounds:
             try:
                 if group.peers_pending():
@@ -54,7 +55,7 @@ def main(address: str, rounds: int = 20, inner_steps: int = 10) -> tuple[list[fl
                     load(mine, agreed)
                     seen = group.epoch
 
-                for _ in range(inner_steps):
+                for _ in range(10):
                     x = torch.randn(32, 16)
                     loss = nn.functional.mse_loss(model(x), (x.sum(dim=1, keepdim=True) / 4).sin())
                     inner.zero_grad()
@@ -85,5 +86,5 @@ def load(shards: list[torch.Tensor], flat: torch.Tensor) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], token=Path(sys.argv[2]).read_bytes())
     dist.destroy_process_group()

@@ -1,10 +1,11 @@
 """Data-parallel training that survives its peers. Start a master, then this on as many computers as you like:
 
-atoll master --listen 0.0.0.0:48148
-python train.py HOST:48148
+atoll master --listen 0.0.0.0:48148 --token-file team.token
+python train.py HOST:48148 team.token
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,14 +13,14 @@ from torch import nn
 import atoll
 
 
-def main(address: str, steps: int = 200) -> float:
+def main(address: str, steps: int = 200, token: bytes | None = None) -> float:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
     state = atoll.SharedState(dict(model.named_parameters()))  # what must be the same bits on all peers
     loss = torch.zeros(())
 
-    with atoll.join(address) as group:
+    with atoll.join(address, token=token) as group:
         seen = -1
         while state.revision < steps:
             try:
@@ -53,4 +54,4 @@ def main(address: str, steps: int = 200) -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(sys.argv[1], token=Path(sys.argv[2]).read_bytes())

@@ -19,6 +19,7 @@ from atoll.group.joining import join
 from atoll.group.state import SharedState
 from atoll.group.wiring.serve import Master
 from atoll.group.work import Result, Work, wait_all
+from atoll.net.tls import Tls
 from atoll.version import VERSION as __version__
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Refused",
     "Result",
     "SharedState",
+    "Tls",
     "Unfit",
     "Work",
     "__version__",

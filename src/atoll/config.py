@@ -89,14 +89,16 @@ def to_toml(settings: Any) -> str:
     return "".join(f"{line}\n" for line in _toml_lines(settings, ()))
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Replace the file at `path`, so that after a crash it holds all of the old or all of the new bytes.
+
+    `mode`: who may read and write it, from the start, less what the umask takes.
 
     Raises `SaveFailed`; the old file is then as it was, unless the message says that the new one is in place.
     """
     aside = _aside(path)
     try:
-        with aside.open("xb") as file:
+        with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

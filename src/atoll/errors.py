@@ -34,7 +34,7 @@ class Busy(AtollError):
 
 
 class Refused(AtollError):
-    """The other side doesn't take this connection: another wire version, or an address that can't work."""
+    """The two don't belong together: another wire version, token or CA, or an address that can't work."""
 
 
 class DeadlineExceeded(AtollError, TimeoutError):

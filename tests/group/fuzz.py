@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from atoll.group.api import (
     LinkUp,
     MasterAway,
     MasterBack,
+    MasterGone,
     Measure,
     Measured,
     Relink,
@@ -41,6 +43,7 @@ from atoll.group.api import (
 from atoll.group.membership.ballots import SYNC
 from atoll.group.membership.election import Plan, StateNote, TensorNote
 from atoll.group.membership.master import Master
+from atoll.group.membership.recovery import majority
 from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import Beat, Expel, Seat, View
 from atoll.group.peer import Peer
@@ -62,14 +65,27 @@ def told(ticket: Ticket) -> tuple[int, tuple[int, tuple[int, ...]], tuple[Any, .
     )
 
 
+@dataclass
+class Side:
+    """A master, and who is connected to it."""
+
+    policy: Master
+    connections: dict[int, "Box"] = field(default_factory=dict)
+    lines: dict[int, int] = field(default_factory=dict)
+    """Of the same: which connection of that process it is."""
+    cut_off: set[int] = field(default_factory=set)
+    """Processes, by number, that can't reach it."""
+
+
 class Box:
     """One process: a peer policy, its scripted program, its streams."""
 
     def __init__(self, world: "World", number: int, steps: int) -> None:
         self.world, self.number = world, number
+        self.side = world.sides[0]
         self.line = self.who = world.connect(self)
         """Our connection to the master, and how it knows us."""
-        self.peer = Peer(Seat(0, "127.0.0.1", number, world.machine))
+        self.peer = Peer(Seat(0, "127.0.0.1", number, world.machine), len(world.sides))
         self.dead = self.frozen = False
         self.awaits: Ticket | None = None
         self.epoch, self.flag, self.seen, self.step = 0, False, -1, 0
@@ -350,8 +366,12 @@ class Box:
                 self.world.post((a.id, b.id, self.live), b, b.feed, LinkDown(self.live, a.id, "reset"))
 
     def say(self, message: Any) -> None:
-        if self.world.connections.get(self.who) is self:
-            self.world.to_master(self.who, message)
+        if self.side.connections.get(self.who) is self and self.side.lines.get(self.who) == self.line:
+            self.world.to_master(self.side, self.who, message)
+
+    def hear(self, line: int, message: Any) -> None:
+        if line == self.line:
+            self.feed(message)
 
     def lost_master(self, line: int) -> None:
         """Our connection to it broke: look for it again."""
@@ -359,9 +379,18 @@ class Box:
             self.line = 0
             self.feed(MasterAway())
             self.world.cut((self.number, "master"))
-            self.world.post((self.number, "dial"), self, self.found_master)
+            self.dial_master()
+
+    def dial_master(self) -> None:
+        self.side = self.world.random.choice(self.world.sides)
+        self.world.post((self.number, "dial"), self, self.found_master)
 
     def found_master(self) -> None:
+        if self.line or self.peer.over:
+            return
+        if self.number in self.side.cut_off:
+            self.world.lost_dials.append(self)  # again, once all else is quiet
+            return
         self.line = self.who = self.world.connect(self)
         self.feed(MasterBack())
 
@@ -392,11 +421,17 @@ class World:
         """Unknown: the master has links measured."""
         self.forgetful = self.random.random() < 0.1
         """A master knows nothing of the one before: if newcomers come first, they are another group."""
-        self.master = Master(lambda: b"")
+        self.guarded = not self.forgetful and not self.calm and self.random.random() < 0.25
+        """Another master stands by, and peers may be cut off from one or the other."""
+        self.sides = [Side(Master(lambda: b""))]
+        if self.guarded:
+            self.sides.append(Side(Master(lambda: b"", standby=True)))
+        self.lost_dials: list[Box] = []
+        self.newest: View | None = None
+        """The last one that any master has said."""
         self.boxes: dict[int, Box] = {}
-        self.connections: dict[int, Box] = {}
         self.members: dict[int, Box] = {}
-        self.connected = self.restarts = 0
+        self.connected = self.restarts = self.quiet = 0
         self.lost_with_master: set[str] = set()
         self.streams: dict[Any, deque[tuple[Box | None, Callable[..., object], tuple[Any, ...]]]] = {}
         self.busy: list[Any] = []
@@ -425,40 +460,104 @@ class World:
 
     def connect(self, box: Box) -> int:
         self.connected += 1
-        self.connections[-self.connected] = box
+        box.side.connections[-self.connected] = box
+        box.side.lines[-self.connected] = -self.connected
         return -self.connected
 
-    def to_master(self, who: int, message: Any) -> None:
+    @property
+    def master(self) -> Master:
+        """The one that has gone furthest."""
+        return max((side.policy for side in self.sides), key=lambda master: master.epoch)
+
+    def to_master(self, side: Side, who: int, message: Any) -> None:
         self.now += 1e-4
-        for action in self.master.handle(who, message, self.now):
+        connections = side.connections
+        for action in side.policy.handle(who, message, self.now):
             match action:
                 case Say(to, said):
                     if isinstance(said, View) and not self.forgetful:
-                        self.check_links(said)
-                        self.lost_with_master.update(map(str, said.lost))
-                    if to in self.connections:
-                        box = self.connections[to]
-                        self.post(("master", box.number), box, box.feed, said)
+                        self.check_view(said)
+                    if to in connections:
+                        box = connections[to]
+                        self.post(("master", box.number), box, box.hear, side.lines[to], said)
                     assert not isinstance(said, Expel) or not said.reason.startswith("said"), said
                 case Close(to):
-                    if to in self.connections:
-                        box = self.connections.pop(to)
-                        self.post(("master", box.number), box, box.lost_master, box.line)
+                    if to in connections:
+                        box = connections.pop(to)
+                        self.post(("master", box.number), box, box.lost_master, side.lines[to])
                 case Know(connection, member):
-                    box = self.connections[member] = self.members[member] = self.connections.pop(connection)
+                    box = connections[member] = self.members[member] = connections.pop(connection)
+                    side.lines[member] = side.lines[connection]
                     box.who = member
 
     def restart_master(self) -> None:
-        """Kill it, in the middle of what it says, and start another."""
+        """Kill one, in the middle of what it says, and start another in its place."""
         self.restarts += 1
-        self.master = Master(lambda: b"", remembered=None if self.forgetful else self.master.remembered, now=self.now)
-        self.connections.clear()
+        side = self.random.choice(self.sides)
+        standby = side is not self.sides[0]
+        remembered = None if self.forgetful or standby else side.policy.remembered
+        side.policy = Master(lambda: b"", remembered=remembered, standby=standby, now=self.now)
+        side.connections.clear()
         for box in self.boxes.values():
-            if not box.dead:
-                self.cut((box.number, "master"))
-                stream = ("master", box.number)
-                self.cut(stream, self.random.randint(0, len(self.streams.get(stream, ()))))
-                self.post(stream, box, box.lost_master, box.line)
+            if not box.dead and box.side is side and box.line:
+                self.disconnect(box)
+
+    def disconnect(self, box: Box) -> None:
+        self.cut((box.number, "master"))
+        stream = ("master", box.number)
+        self.cut(stream, self.random.randint(0, len(self.streams.get(stream, ()))))
+        self.post(stream, box, box.lost_master, box.line)
+
+    def part(self) -> None:
+        """Some processes can't reach one of the masters any more."""
+        side = self.random.choice(self.sides)
+        for box in self.boxes.values():
+            if not box.dead and box.number not in side.cut_off and self.random.random() < 0.5:
+                side.cut_off.add(box.number)
+                if box.side is side and box.line:
+                    self.disconnect(box)
+                    self.post((box.number, "cut"), None, self.notice, side, box.who, box)
+
+    def notice(self, side: Side, who: int, box: Box) -> None:
+        if side.connections.get(who) is box:
+            del side.connections[who]
+            self.to_master(side, who, Gone("connection lost"))
+
+    def heal(self) -> None:
+        for side in self.sides:
+            side.cut_off.clear()
+
+    def redial(self) -> bool:
+        """All else is quiet: those who found no master look again, and masters see that time has passed."""
+        dialling, self.lost_dials = [box for box in self.lost_dials if not box.dead], []
+        for box in dialling:
+            box.dial_master()
+        waiting = [side for side in self.sides if side.policy.recovery]
+        waiting = [side for side in waiting if side.policy.recovery.returned or side.policy.recovery.newcomers]
+        self.quiet += 1
+        if not (dialling or waiting) or self.quiet > 100:
+            return False
+        self.now += 3.0
+        for side in self.sides:
+            self.to_master(side, 0, Tick())
+        return True
+
+    def give_up(self) -> bool:
+        """Nobody comes any more: who looks for a master ends. True: somebody did."""
+        looking = [b for b in self.boxes.values() if not b.dead and (b.peer.away or b.side.policy.recovery)]
+        for box in looking:
+            box.feed(MasterGone("no master"))
+        return bool(looking)
+
+    def check_view(self, view: View) -> None:
+        """Every successor link of it has been up. Where there are two masters, it follows on the one before."""
+        self.check_links(view)
+        self.lost_with_master.update(map(str, view.lost))
+        if self.guarded and view != self.newest:
+            before, self.newest = self.newest, view
+            assert before is None or view.epoch > before.epoch, f"two groups: {before}, {view}"
+            alone = before is None or (view.opened and not set(before.ring) & set(view.ring))
+            assert alone or majority(view.ring, before.ring), f"two groups: {before}, {view}"
 
     def check_links(self, view: View) -> None:
         """When a view is said, every successor link of it has been up."""
@@ -474,6 +573,10 @@ class World:
         alive = [b for b in self.boxes.values() if not b.dead]
         if what == "join":
             self.join(steps)
+        elif what == "part":
+            self.part()
+        elif what == "heal":
+            self.heal()
         elif what == "restart master":
             self.restart_master()
         elif what == "thaw":
@@ -482,11 +585,12 @@ class World:
         elif what == "drop stopped":
             for box in alive:
                 if box.frozen:
-                    self.to_master(0, Beat(box.id, b"", "stopped", b""))
-            self.now += 5.0
-            self.to_master(0, Tick())
-            self.now += 0.5
-            self.to_master(0, Tick())  # the first one forgave, since the master seemed away
+                    for side in self.sides:
+                        self.to_master(side, 0, Beat(box.id, b"", "stopped", b""))
+            for wait_s in (5.0, 0.5):  # the first one is forgiven, since the master seems away
+                self.now += wait_s
+                for side in self.sides:
+                    self.to_master(side, 0, Tick())
         elif len(alive) > 1:
             box = self.random.choice(alive)
             if what == "freeze":
@@ -526,6 +630,9 @@ class World:
         )
         if self.calm:
             plan.clear()
+        if self.guarded:
+            plan += [(self.random.randint(0, 600), self.random.choice(["part", "heal"])) for _ in range(4)]
+            plan = sorted([*plan, (10**9, "heal")])
         if self.peaceful:
             plan = [(at, "join") for at, _ in plan]
         plan += [(10**9, "drop stopped"), (10**9, "thaw")]
@@ -533,9 +640,9 @@ class World:
             if plan and self.events >= plan[0][0]:
                 self.disturb(plan.pop(0)[1], steps)
             elif not self.next_event():
-                if self.master.recovery and (self.master.recovery.returned or self.master.recovery.newcomers):
-                    self.now += 3.0
-                    self.to_master(0, Tick())
+                if self.redial():
+                    continue
+                if not plan and self.guarded and self.give_up():
                     continue
                 if not plan:
                     break
@@ -567,7 +674,7 @@ class World:
             # the old master may have told its last view and verdicts to this one alone, before both were gone
             alone = f"peer-{box.id} (didn't come back to the new master)" in self.lost_with_master
             for t in box.trace:
-                own = "without this peer" in t[3] or "the group was" in t[3] or t[3] == "closed"
+                own = "without this peer" in t[3] or "the group was" in t[3] or t[3] == "no master"
                 if t[1] != "join" and not own:
                     if alone and t[4] == box.epoch:
                         continue

@@ -18,6 +18,7 @@ from atoll.group.wiring import liveness
 from atoll.group.wiring.helper import Helper
 from atoll.net import preamble
 from atoll.net.channel import CONTROL, HEADER, Channel, Frame
+from atoll.net.guard import OPEN, Guard
 from atoll.net.loop import SocketLoop
 from atoll.net.preamble import Greeting
 
@@ -37,8 +38,8 @@ for line in sys.stdin:
 class Listener:
     """In the place of the master: hears beats."""
 
-    def __init__(self) -> None:
-        self.net = SocketLoop(Greeting("test"))
+    def __init__(self, guard: Guard = OPEN) -> None:
+        self.net = SocketLoop(Greeting("test"), guard)
         self.channels: list[Channel] = []
         self.beats: list[Beat] = []
         self.ended = 0
@@ -95,6 +96,9 @@ def script(master: Listener) -> Iterator[subprocess.Popen[bytes]]:
     told = {
         "master": master.address,
         "greeting": preamble.encode(Greeting("test")).hex(),
+        "key": "",
+        "proof": "",
+        "tls": [],
         "beats": {state: (HEADER.pack(CONTROL, len(body), 0) + body).hex() for state, body in bodies.items()},
     }
     assert process.stdin is not None

@@ -15,6 +15,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from atoll import log
+from atoll.cli.guarded import Guarded
 from atoll.cli.history import History
 from atoll.cli.live import JsonView, view_for
 from atoll.config import RunDir, parse
@@ -23,11 +24,12 @@ from atoll.group.facade import Group
 from atoll.group.joining import join
 from atoll.group.wiring.links import CONNECTIONS, MOST_CONNECTIONS
 from atoll.group.wiring.wire import RECONNECT_S, parse_address, parse_addresses
+from atoll.net.tls import Tls
 from atoll.train.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class JoinSettings(TrainSettings):
+class JoinSettings(Guarded, TrainSettings):
     """Join the group of a master and train with it: until the end, or until Ctrl-C. Who comes late gets the state.
 
     All peers need the same training flags and text; a peer that differs is told what differs. Each keeps a run folder;
@@ -70,6 +72,7 @@ def main(argv: list[str]) -> int:
         raise InvalidConfig(f"--connections is {settings.connections}: a link has 1 to {MOST_CONNECTIONS}")
     if not 0 <= settings.upload_mbit < math.inf:
         raise InvalidConfig(f"--upload-mbit is {settings.upload_mbit:g}: give Mbit/s above 0, or 0 for no limit")
+    token, tls = settings.token(), settings.tls()
     signal.signal(signal.SIGTERM, _interrupt)
     name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
     run = RunDir(settings.run_dir) if settings.run_dir else RunDir.create(Path("runs"))
@@ -87,7 +90,7 @@ def main(argv: list[str]) -> int:
 
         view.note(f"looking for the master at {settings.address}; waiting to be let in")
         try:
-            _train(settings, name, run, report)
+            _train(settings, token, tls, name, run, report)
         except AtollError as error:
             report("failed", error=type(error).__name__, message=str(error))
             raise
@@ -96,7 +99,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _train(settings: JoinSettings, name: str, run: RunDir, report: Callable[..., None]) -> None:
+def _train(
+    settings: JoinSettings,
+    token: bytes | None,
+    tls: Tls | None,
+    name: str,
+    run: RunDir,
+    report: Callable[..., None],
+) -> None:
     from atoll.train.loop import Folders, Trainer  # torch takes a second to load: not for --help
     from atoll.train.text import Corpus
 
@@ -119,6 +129,8 @@ def _train(settings: JoinSettings, name: str, run: RunDir, report: Callable[...,
             connections=settings.connections,
             upload_bytes_per_s=settings.upload_mbit * 1e6 / 8 or None,
             reconnect_s=settings.reconnect,
+            token=token,
+            tls=tls,
         )
 
     trainer.run(enter)

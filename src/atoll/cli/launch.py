@@ -45,6 +45,8 @@ class Launch:
     steps: int
     seed: int
     """Chooses whom chaos kills."""
+    guard: tuple[str, ...] = ()
+    """Flags by which the master and its peers know each other; without any they keep to loopback."""
     program: tuple[str, ...] = (sys.executable, "-m", "atoll")
     """Is given the arguments of `atoll master` and `atoll join`."""
 
@@ -166,13 +168,14 @@ class _Session:
     def _start_master(self, address: str) -> None:
         self._masters += 1
         state = self._launch.run.path / "master.json"
-        arguments = ["master", "--listen", address, "--state", str(state), "--json"]
+        arguments = ["master", "--listen", address, "--state", str(state), "--json", *self._launch.guard]
         self._processes.start([*self._launch.program, *arguments], MASTER, stdout=self._on_line)
 
     def _start(self, name: str, min_world: int) -> None:
         run = self._launch.run
         options = ["--config", str(run.config), "--run-dir", str(run.path), "--name", name]
         options += ["--min-world", str(min_world), "--json", *(["--resume"] if self._launch.resume else [])]
+        options += self._launch.guard
         child = self._processes.start(
             [*self._launch.program, "join", self._address, *options],
             name,

@@ -23,7 +23,8 @@ USAGE: Final = """usage: atoll COMMAND [options]      (atoll COMMAND --help expl
 {commands}
 
 on one machine:     atoll train --peers 4 --chaos
-on many machines:   atoll master --listen 0.0.0.0:48148      and on each:   atoll join HOST:48148
+on many machines:   atoll master --listen 0.0.0.0:48148 --token-file team.token
+       and on each:  atoll join HOST:48148 --token-file team.token
 """
 
 

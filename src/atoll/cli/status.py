@@ -12,15 +12,17 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
+from atoll.cli.guarded import Guarded
 from atoll.cli.output import say
 from atoll.config import parse
 from atoll.group.membership.rings import rate_text
 from atoll.group.messages import LinkStatus, MemberStatus, Status
 from atoll.group.wiring.asking import StatusClient
+from atoll.net.guard import Guard
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusSettings:
+class StatusSettings(Guarded):
     """Who is in a group, in which order, how each fares, and who was lost lately and why."""
 
     address: Positional[str]
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> int:
     settings = parse(
         StatusSettings, argv, prog="atoll status", description=str(StatusSettings.__doc__), env=os.environ
     ).value
-    client = StatusClient(settings.address)
+    client = StatusClient(settings.address, Guard(settings.token(), settings.tls()))
     console = Console()
     try:
         if not settings.watch:

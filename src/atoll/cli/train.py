@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from atoll import log
+from atoll.cli.guarded import Guarded
 from atoll.cli.history import History
 from atoll.cli.launch import Launch, run_local
 from atoll.cli.live import JsonView, view_for
@@ -16,7 +17,7 @@ from atoll.train.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalSettings(TrainSettings):
+class LocalSettings(Guarded, TrainSettings):
     """Train one model with several peers on this machine, and see what the group goes through.
 
     Everything lands in runs/NAME: settings, logs, checkpoints, the loss curve, and the model, which Hugging Face
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
         resume=settings.resume is not None,
         steps=plain.steps,
         seed=plain.seed,
+        guard=tuple(settings.flags()),
     )
     history, console = History(plain.steps), Console()
     title = f"atoll train: {run.path.name}, {plain.strategy}"

@@ -210,7 +210,7 @@ class MasterBack:
 
 @dataclass(frozen=True, slots=True)
 class MasterGone:
-    """There is no master, and none will be looked for. `refused`: for it is another version."""
+    """There is no master, and none will be looked for. `refused`: for it is another version, or not of our group."""
 
     why: str
     refused: bool = False

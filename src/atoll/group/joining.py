@@ -6,6 +6,8 @@ from atoll.group.api import HasPorts, Port
 from atoll.group.facade import Group
 from atoll.group.wiring.links import CONNECTIONS
 from atoll.group.wiring.wire import RECONNECT_S, Wire
+from atoll.net.guard import Guard
+from atoll.net.tls import Tls
 from atoll.runtime.api import here
 
 
@@ -22,6 +24,8 @@ def join(
     connections: int = CONNECTIONS,
     upload_bytes_per_s: float | None = None,
     reconnect_s: float = RECONNECT_S,
+    token: str | bytes | None = None,
+    tls: Tls | None = None,
 ) -> Group:
     """Enter the group of the master at `address` ("host:port"); returns when a ring stands that has us in it. Several
     addresses, with commas: where another master stands by (`atoll master --standby`).
@@ -33,8 +37,11 @@ def join(
     `upload_bytes_per_s`: send other machines no more data than that; what stays on this one, and votes, don't count.
     `reconnect_s`: a master that is gone is looked for so long; the group goes on when it, or another that stands by,
     is there again, and only then does a call raise `MasterLost`. 0: it does at once.
+    `token`: what all of the group know, at least 16 bytes; master and peer prove it to each other, and never say it.
+    `tls`: certificates, by which all that leaves this machine is encrypted.
 
-    Errors: `MasterLost` (nobody answers), `Refused`, `DeadlineExceeded` (no ring within `timeout_s`).
+    Errors: `MasterLost` (nobody answers), `Refused` (another version, token or CA), `DeadlineExceeded` (no ring
+    within `timeout_s`).
     """
     node = here()
     port: Port
@@ -44,7 +51,7 @@ def join(
         patience_s = 30.0 if timeout_s is None else timeout_s
         port = Wire(
             address, timeout_s=patience_s, listen=listen, advertise=advertise, shared_memory=shared_memory,
-            connections=connections, upload_bytes_per_s=upload_bytes_per_s,
-            reconnect_s=reconnect_s,
+            connections=connections, upload_bytes_per_s=upload_bytes_per_s, reconnect_s=reconnect_s,
+            guard=Guard(token, tls),
         )  # fmt: skip
     return Group.enter(port, min_world=min_world, name=name, labels=labels, timeout_s=timeout_s)

@@ -159,7 +159,7 @@ class Return(Message, frozen=True, tag=11):
     id: int
     secret: bytes
     hello: Hello
-    view: "View | None" = None
+    view: "View"
     """The newest I was told."""
     attempt: int = 0
     """The newest epoch I have heard of."""

@@ -260,16 +260,15 @@ class Peer:
     def _on_back(self) -> None:
         """Tell the new master all we know of the group; it answers as if it were the old one."""
         self._silent = False
-        if not self.id:
-            self.away = False
+        if not self.views:  # never let in: a newcomer to this one
+            self.away, self.forming = False, None
             if self._hello is not None:
                 self._tell(self._hello)
             return
         assert self._hello is not None
-        view = self.views[-1] if self.views else None
         opening = self.opening is not None and self.opening.kind == "topology"
         known = Return(
-            self.id, self.secret, self._hello, view, self._attempt, self._attempted, self._seq, opening,
+            self.id, self.secret, self._hello, self.views[-1], self._attempt, self._attempted, self._seq, opening,
             tuple(self.agreements.values()), len(self.kept),
         )  # fmt: skip
         self._out.append(Tell(known))

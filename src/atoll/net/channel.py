@@ -4,18 +4,27 @@ Sequence 0 is a control message, bounded in size and delivered whole. Any other 
 business the word is: its bytes go straight to the memory that `place` names; while `place` has none yet, the channel
 holds still and TCP slows the sender. Between processes of one machine the bytes may stay where they are, to be read
 there: the length then has its highest bit set, and all that follows is where.
+
+Where a token is required, what is queued waits until the other side has proven that it knows it, and nothing but that
+proof is read before (`net/handshake.py`). Where TLS is, all of it goes through a `TlsStream`.
 """
 
+import os
 import socket
 import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
+
+import msgspec
 
 from atoll.errors import ProtocolError, Refused
 from atoll.net import preamble, tcp
 from atoll.net.bucket import TokenBucket
+from atoll.net.guard import OPEN, Guard
+from atoll.net.handshake import CHALLENGE_BYTES, DENIED, PROOF_BYTES, Handshake
 from atoll.net.neighbour import Remote
 
 HEADER: Final = struct.Struct("<QII")
@@ -57,25 +66,45 @@ def _no_data(sequence: int, word: int, nbytes: int) -> memoryview:
 
 
 class Channel:
-    """One connection. `place(sequence, word, nbytes)` says where a data frame goes; None: not known yet."""
+    """One connection. `place(sequence, word, nbytes)` says where a data frame goes; None: not known yet. `dialled`: by
+    us. `SocketLoop.channel` makes them, so that none has another guard."""
 
-    def __init__(self, sock: socket.socket, greeting: preamble.Greeting, place: Place = _no_data) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        greeting: preamble.Greeting,
+        place: Place = _no_data,
+        guard: Guard = OPEN,
+        dialled: bool = False,
+    ) -> None:
         sock.setblocking(False)
         tcp.tune(sock)
-        self.sock, self.place = sock, place
+        self.sock, self.place, self.dialled = sock, place, dialled
+        self.name = _name(sock)
+        """Of the other side, for people."""
+        if guard.key:
+            greeting = msgspec.structs.replace(greeting, challenge=os.urandom(CHALLENGE_BYTES))
+        first = preamble.encode(greeting)
+        self._handshake = Handshake(guard.key, dialled, first)
+        self._tls = guard.encrypt(sock, dialled)
+        self._io = self._tls or sock
+        self.admitted = False
+        """Has the other side greeted, and proven what it must?"""
         self.lender: Lender | None = None
         """The other side's memory, where it lets us read it."""
         self.pid = 0
         """Of the other side, if it is a process of this machine."""
         self.greeting: preamble.Greeting | None = None
         """What the other side said first; None until then."""
-        self.outgoing: deque[memoryview] = deque([memoryview(preamble.encode(greeting))])
-        self.backlog = len(self.outgoing[0])
+        self.outgoing: deque[memoryview] = deque([memoryview(first)])
+        self._later: deque[memoryview] = deque() if guard.key else self.outgoing
+        """Where to queue: before the other side is admitted, apart."""
+        self.backlog = len(first)
         """Bytes that wait to leave."""
         self.received = 0
         """Bytes that have come."""
         self.refused = False
-        """True when the other side is atoll, but of another wire version."""
+        """True when the other side is atoll, but not as this one: another wire version, another token or CA."""
         self.bucket: TokenBucket | None = None
         """Lets no more through than a rate; None: whatever the socket takes."""
         self.paused_s = 0.0
@@ -86,6 +115,7 @@ class Channel:
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._drained = False
+        self._head = b""
         self._sequence = CONTROL
         self._word = self._length = 0
         self._body: memoryview | None = None
@@ -96,15 +126,15 @@ class Channel:
     def put(self, sequence: int, data: bytes | memoryview, word: int = 0) -> None:
         """Queue one frame. The memory must not change until it has left."""
         head = memoryview(HEADER.pack(sequence, len(data), word))
-        self.outgoing.append(head)
+        self._later.append(head)
         if len(data):
-            self.outgoing.append(memoryview(data))
+            self._later.append(memoryview(data))
         self.backlog += len(head) + len(data)
 
     def lend(self, sequence: int, where: int, nbytes: int, word: int) -> None:
         """Queue a frame whose bytes stay where they are."""
         head = HEADER.pack(sequence, LENT | nbytes, word) + WHERE.pack(where)
-        self.outgoing.append(memoryview(head))
+        self._later.append(memoryview(head))
         self.backlog += len(head)
 
     def flush(self) -> None:
@@ -125,16 +155,16 @@ class Channel:
 
     def _write_some(self, bucket: TokenBucket) -> int:
         room = bucket.room(time.monotonic())
-        sent = self.sock.send(self.outgoing[0][:room]) if room else 0
+        sent = self._io.send(self.outgoing[0][:room]) if room else 0
         bucket.take(sent)
         if sent == room:
             self.paused_s = bucket.wait_s()
         return sent
 
     def _write(self) -> int:
-        if len(self.outgoing) == 1 or not hasattr(self.sock, "sendmsg"):
-            return self.sock.send(self.outgoing[0])
-        return self.sock.sendmsg([self.outgoing[i] for i in range(min(len(self.outgoing), _PARTS_A_CALL))])
+        if len(self.outgoing) == 1 or not hasattr(self._io, "sendmsg"):
+            return self._io.send(self.outgoing[0])
+        return self._io.sendmsg([self.outgoing[i] for i in range(min(len(self.outgoing), _PARTS_A_CALL))])
 
     # -- in -------------------------------------------------------------------------------------------------------
 
@@ -152,13 +182,52 @@ class Channel:
                 return
             body, self._body = self._body, None
             assert body is not None
-            if self.greeting is None:
-                self.greeting = preamble.decode(body)
+            if not self.admitted:
+                self._admit(body)
             else:
                 frames += 1
                 if frames >= _FRAMES_A_TURN:
                     self._drained = True  # leave the rest to the next turn, but what is buffered: it wakes no selector
                 yield self._frame(body)
+
+    @property
+    def stuck(self) -> bool:
+        """Can what waits leave only after something has come?"""
+        return self._tls is not None and self._tls.stuck
+
+    @property
+    def more(self) -> bool:
+        """Is something left to read of which no selector knows?"""
+        return self._tls is not None and self._tls.more
+
+    def _admit(self, body: memoryview) -> None:
+        """It has greeted, or proven what it must."""
+        if self.greeting is None:
+            self.greeting = preamble.decode(body)
+            binding = self._tls.binding if self._tls else b""
+            answer = self._handshake.greeted(self._head + body, bool(self.greeting.challenge), binding)
+        else:
+            try:
+                answer = self._handshake.hear(bytes(body))
+            except Refused:
+                if not self.dialled:
+                    self._say(DENIED)
+                    with suppress(OSError):
+                        self.flush()
+                raise
+        if answer is not None:
+            self._say(answer)
+        if self._handshake.admitted:
+            self.admitted = True
+            if self._later is not self.outgoing:
+                self.outgoing += self._later
+                self._later = self.outgoing
+
+    def _say(self, proof: bytes) -> None:
+        """Before all else that is queued."""
+        frame = HEADER.pack(CONTROL, len(proof), 0) + proof
+        self.outgoing.append(memoryview(frame))
+        self.backlog += len(frame)
 
     def _frame(self, body: memoryview) -> Frame:
         if not self._length & LENT:
@@ -169,13 +238,14 @@ class Channel:
 
     def _begin(self) -> bool:
         """Read the head of the next frame; True when its body has a place."""
-        head = HEADER if self.greeting else preamble.HEAD
+        head = HEADER if self.greeting is not None else preamble.HEAD
         while self._end - self._start < head.size:
             if not self._receive():
                 return False
         at = self._start
         if self.greeting is None:
-            body = memoryview(bytearray(self._greeting_size(self._view[at : at + head.size])))
+            self._head = bytes(self._view[at : at + head.size])
+            body = memoryview(bytearray(preamble.body_size(self._head)))
         else:
             self._sequence, self._length, self._word = HEADER.unpack_from(self._buffer, at)
             found = self._place()
@@ -189,6 +259,8 @@ class Channel:
 
     def _place(self) -> memoryview | None:
         length = self._length
+        if not self.admitted and (self._sequence != CONTROL or length > PROOF_BYTES):
+            raise ProtocolError(f"a frame of {length} bytes before the proof that it knows the token")
         if self._sequence == CONTROL:
             if length > LARGEST_CONTROL:
                 raise ProtocolError(f"a message of {length} bytes; at most {LARGEST_CONTROL} are allowed")
@@ -201,13 +273,6 @@ class Channel:
         if found is not None and len(found) != length:
             raise ProtocolError(f"a frame of {length} bytes where {len(found)} belong")
         return found
-
-    def _greeting_size(self, head: memoryview) -> int:
-        try:
-            return preamble.body_size(head)
-        except Refused:
-            self.refused = True
-            raise
 
     def _fill(self) -> bool:
         """Go on with the body under way; True when it is whole."""
@@ -239,10 +304,12 @@ class Channel:
 
     def _into(self, view: memoryview) -> int:
         try:
-            n = self.sock.recv_into(view)
+            n = self._io.recv_into(view)
         except (BlockingIOError, InterruptedError):
             return 0
         if n == 0:
+            if self.greeting is None:
+                preamble.refuse_tls(self._view[self._start : self._end])  # its last word, shorter than any greeting
             raise ConnectionError("closed by the other side")
         self.received += n
         return n
@@ -257,5 +324,16 @@ class Channel:
     def close(self) -> None:
         """Close the socket, let go of the other side's memory; what is still queued is gone."""
         self.outgoing.clear()
+        self._later.clear()
         self.place, self.lender = _no_data, None
         self.sock.close()
+
+
+def _name(sock: socket.socket) -> str:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return "a process of this machine"
+    try:
+        host, port, *_ = sock.getpeername()
+    except OSError:
+        return "one who has gone"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

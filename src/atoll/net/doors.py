@@ -28,6 +28,7 @@ def open_door(loop: SocketLoop, slot_bytes: int, accepted: Callable[[Channel], N
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"\0{name}")
     server.listen(256)
+    strangers: dict[Channel, None] = {}
 
     def came(sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -46,9 +47,9 @@ def open_door(loop: SocketLoop, slot_bytes: int, accepted: Callable[[Channel], N
                 log.info("a local connection ended unused: %s", error)
                 sock.close()
                 return
-            channel = Channel(sock, loop.greeting)
+            channel = loop.channel(sock)
             channel.lender, channel.pid = tenant, pid
-            loop.greet(channel, accepted)
+            loop.greet(channel, strangers, accepted)
 
         def expire() -> None:
             loop.unwatch(sock)
@@ -75,7 +76,7 @@ def knock(
         why = error.strerror or str(error)
         token = loop.after(0.0, lambda: failed(why))
     else:
-        channel = Channel(sock, loop.greeting)
+        channel = loop.channel(sock, dialled=True)
         token = loop.after(0.0, lambda: connected(channel))
 
     def cancel() -> None:

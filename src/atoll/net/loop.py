@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, Refused
 from atoll.net.channel import CONTROL, Channel, Frame
+from atoll.net.guard import OPEN, Guard
 from atoll.net.preamble import Greeting
 
 log = logging.getLogger("atoll.net")
@@ -32,9 +33,13 @@ _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _LARGEST_BACKLOG: Final = 64 << 20
 """Bytes of messages that may wait for one slow reader; data frames are bounded by their operation."""
 _MOST_CHANNELS: Final = 4096
+_MOST_STRANGERS: Final = 256
+"""At one door, who have not been admitted yet; one more, and the first of them must go."""
 _RETIRING_S: Final = 1.0
 _GREETING_S: Final = 10.0
 _NO_DESCRIPTOR_S: Final = 0.5
+_WARN_S: Final = 1.0
+"""Of those who are refused, one in so long is worth a warning."""
 _IN_PROGRESS: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS)}
 
 
@@ -47,13 +52,18 @@ class _Ends:
 
 
 class SocketLoop:
-    """Callbacks per connection and per moment."""
+    """Callbacks per connection and per moment. `guard`: who may connect, at all doors and to those we dial."""
 
-    def __init__(self, greeting: Greeting) -> None:
-        self.greeting = greeting
+    def __init__(self, greeting: Greeting, guard: Guard = OPEN) -> None:
+        self.greeting, self.guard = greeting, guard
         self.channels: dict[Channel, _Ends] = {}
+        self._strangers: dict[Channel, dict[Channel, None]] = {}
+        """Who have come and not been admitted yet: with the others at their door, the first to come in front."""
+        self._warned_at = -math.inf
         self._retiring: set[Channel] = set()
         self._paused: set[Channel] = set()
+        self._unread: set[Channel] = set()
+        """To be read further in the next turn, as no selector will say so."""
         self._selector = selectors.DefaultSelector()
         self.wakes_for_changes = type(self._selector).__name__ in ("EpollSelector", "KqueueSelector")
         """Does a `select` under way in another thread see what is registered meanwhile? Else `ring`."""
@@ -73,9 +83,14 @@ class SocketLoop:
         """Accept connections; returns the address bound. OSError where that isn't possible."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         server = socket.create_server((host, port), family=family, backlog=256)
-        self.accept_from(server, lambda sock: self.greet(Channel(sock, self.greeting), accepted))
+        door: dict[Channel, None] = {}
+        self.accept_from(server, lambda sock: self.greet(self.channel(sock), door, accepted))
         name = server.getsockname()
         return str(name[0]), int(name[1])
+
+    def channel(self, sock: socket.socket, dialled: bool = False) -> Channel:
+        """Over a connected socket."""
+        return Channel(sock, self.greeting, guard=self.guard, dialled=dialled)
 
     def accept_from(self, server: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
         """Take connections from a listening socket, which is ours from now on."""
@@ -92,10 +107,20 @@ class SocketLoop:
         """No more of that."""
         self._selector.unregister(sock)
 
-    def greet(self, channel: Channel, accepted: Callable[[Channel], None]) -> None:
-        """Somebody has dialled: give him some time to say who he is."""
+    def greet(self, channel: Channel, door: dict[Channel, None], accepted: Callable[[Channel], None]) -> None:
+        """Somebody has come to a door: give him some time to say who he is, and room, if need be that of another."""
+        if len(door) >= _MOST_STRANGERS:
+            self._break(next(iter(door)), "others came before it had said who it is")
         self.expect_greeting(channel)
         accepted(channel)
+        if channel in self.channels:
+            door[channel] = None
+            self._strangers[channel] = door
+
+    def _no_stranger(self, channel: Channel) -> None:
+        door = self._strangers.pop(channel, None)
+        if door is not None:
+            del door[channel]
 
     def _accept(self, server: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
         try:
@@ -112,13 +137,14 @@ class SocketLoop:
         accepted(sock)
 
     def expect_greeting(self, channel: Channel) -> None:
-        """Break `channel` if the other side doesn't greet in time."""
+        """Break `channel` if the other side doesn't greet, and prove what it must, in time."""
         known = weakref.ref(channel)  # a flood of connections, closed again, must not stay in memory until then
 
         def check() -> None:
             channel = known()
-            if channel is not None and channel.greeting is None:
-                self._break(channel, f"no greeting of atoll within {_GREETING_S:g} s")
+            if channel is not None and not channel.admitted:
+                missing = "greeting of atoll" if channel.greeting is None else "proof that it knows the token"
+                self._break(channel, f"no {missing} within {_GREETING_S:g} s")
 
         self.after(_GREETING_S, check)
 
@@ -151,7 +177,7 @@ class SocketLoop:
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             end()
             if code == 0:
-                connected(Channel(sock, self.greeting))
+                connected(self.channel(sock, dialled=True))
             else:
                 sock.close()
                 failed(_why(code))
@@ -194,6 +220,7 @@ class SocketLoop:
     def remove(self, channel: Channel) -> None:
         """Close without a report."""
         ends = self.channels.pop(channel, None)
+        self._no_stranger(channel)
         self._retiring.discard(channel)
         if ends is not None:
             if ends.events:
@@ -292,9 +319,31 @@ class SocketLoop:
                 if channel not in self.channels:  # closed by what it said
                     return
         except (OSError, AtollError) as error:
+            self._refused(channel, error)
             self._break(channel, str(error))
         else:
+            if self._strangers and channel.admitted:
+                self._no_stranger(channel)
+            if channel.more and not channel.held and channel not in self._unread:
+                self._unread.add(channel)
+                self.after(0.0, lambda: self._go_on(channel))
             self._watch(channel)
+
+    def _go_on(self, channel: Channel) -> None:
+        self._unread.discard(channel)
+        if channel in self.channels:
+            self._read(channel)
+
+    def _refused(self, channel: Channel, error: Exception) -> None:
+        if not isinstance(error, Refused) or channel.admitted:
+            return
+        channel.refused = True
+        now = time.monotonic()
+        if not channel.dialled:
+            level = logging.WARNING if now - self._warned_at > _WARN_S else logging.INFO
+            log.log(level, "%s was refused: %s", channel.name, error)
+            if level == logging.WARNING:
+                self._warned_at = now
 
     def write(self, channel: Channel) -> None:
         """Write what goes of what is queued."""
@@ -328,7 +377,8 @@ class SocketLoop:
         ends = self.channels.get(channel)
         if ends is None:
             return
-        events = (0 if channel.held else _READ) | (_WRITE if channel.outgoing and not channel.paused_s else 0)
+        writes = channel.outgoing and not (channel.paused_s or channel.stuck)
+        events = (0 if channel.held else _READ) | (_WRITE if writes else 0)
         if events == ends.events:
             return
         if not events:

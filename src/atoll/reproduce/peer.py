@@ -9,12 +9,15 @@ import json
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 import atoll
 from atoll.errors import AtollError, Expelled, MasterLost, PeerLost, Unfit
+from atoll.net.guard import read_token
+from atoll.net.tls import Tls
 
 PAUSE_S: Final = 0.3
 """Before joining again: who can't be reached would else disturb all the others ten times a second."""
@@ -47,12 +50,17 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--listen", default="", help="where other peers reach this one")
     parser.add_argument("--advertise", default="", help="where they are told to dial")
     parser.add_argument("--shared-memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--token-file", type=Path, help="join with the token in it")
+    parser.add_argument("--certificates", type=Path, help="a folder with cert.pem, key.pem and ca.pem: speak TLS")
     return parser
 
 
 def main() -> None:
     """Train as told by the arguments. Exit codes: 0 done, 2 an error, 3 expelled."""
     options = parser().parse_args()
+    token = read_token(options.token_file) if options.token_file else None
+    certificates: Path | None = options.certificates
+    tls = Tls(*(certificates / f"{name}.pem" for name in ("cert", "key", "ca"))) if certificates else None
     weights = np.zeros(max(options.size))
     state = atoll.SharedState({"weights": weights})
     while True:
@@ -67,6 +75,8 @@ def main() -> None:
                 advertise=options.advertise,
                 shared_memory=options.shared_memory,
                 reconnect_s=options.reconnect,
+                token=token,
+                tls=tls,
             ) as group:
                 say(event="joined", id=group.id, world=group.world)
                 train(group, state, weights, options)

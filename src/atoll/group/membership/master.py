@@ -136,6 +136,10 @@ class Master:
         self.links = LinkMap(self._on_one_machine)
         self._last_id = known.last_id
         self._viewed = known.view, known.viewed
+        self._guarded = known.guarded
+        """Members know of another master: the group may go on there, without us."""
+        self._left: set[int] = set()
+        """Members of the last view that have left of their own accord: they are nowhere else."""
         self._unsaid: list[Loss] = []
         self._reason = ""
         self._dials: dict[int, int] = {}
@@ -160,6 +164,7 @@ class Master:
             case Return():
                 self._on_return(who, event)
             case Bye() | Gone():
+                self._left |= {who} if isinstance(event, Bye) else set()
                 if self.recovery:
                     self.recovery.lose(who)
                 self._changed(self.roster.handle(who, event, now))
@@ -225,6 +230,7 @@ class Master:
         else:
             self._last_id += 1
             self._out.append(Know(who, self._last_id))
+            self._guarded = self._guarded or event.masters > 1
             self._changed(self.roster.handle(self._last_id, event, self._now))
 
     def _unfit(self, who: int, event: Hello | Return) -> str:
@@ -278,8 +284,8 @@ class Master:
         self._dials = {i: n for i, n in self._dials.items() if i not in gone}
         self.links.forget(gone)
         self._unsaid += [loss for loss in lost if loss.id in self.ring]
-        guarded = any(member.guarded for member in self.roster.members.values())
-        if guarded and gone & set(self.ring) and not majority(self.roster.members, self.ring):
+        stake = [i for i in self.ring if i not in self._left]
+        if self._guarded and gone & set(stake) and not majority(self.roster.members, stake):
             self._recover()  # the others may be at another master by now
         elif gone & set(self._inside):
             self._form([i for i in self._inside if i not in gone], opened=bool(self.forming and self.forming.opened))
@@ -291,7 +297,7 @@ class Master:
         """To be written down for the next one."""
         if self.recovery:
             return self.recovery.remembered
-        return Remembered(self.ring, *self._viewed, self.epoch, self.seq, self._last_id)
+        return Remembered(self.ring, *self._viewed, self.epoch, self.seq, self._last_id, self._guarded)
 
     def _on_return(self, who: int, event: Return) -> None:
         known = self.roster.members.get(event.id)
@@ -308,6 +314,7 @@ class Master:
         if known:  # a second time, over a new connection
             self._dismiss(event.id)
         self._out.append(Know(who, event.id))
+        self._guarded = self._guarded or event.hello.masters > 1
         self.roster.restore(event, self._now)
         self.recovery.take(event, self._now)
 
@@ -321,7 +328,7 @@ class Master:
         self.openers.clear()
         self.ballots.clear()
         self.forming, self.ring = None, ()
-        self.recovery = Recovery(self._now, remembered, standby=self._standby or not reason)
+        self.recovery = Recovery(self._now, remembered, self._standby)
 
     def _dismiss(self, who: int) -> None:
         """Hang up; it may come again."""
@@ -356,7 +363,7 @@ class Master:
                 self._say([i], *map(Retold, recovery.lacked(i)), *([view] if behind else []))
                 if one.opening and not (behind and view.opened):
                     self.openers.add(i)
-            elif one.epoch:
+            else:
                 self._kick(i, "the group had gone on without it")
         missing = [i for i in view.ring if i not in recovery.returned]
         self._on_lost([Loss(i, f"peer-{i}", "didn't come back to the new master") for i in missing])
@@ -468,6 +475,7 @@ class Master:
     def _establish(self, forming: Forming) -> None:
         self.ring, self.lanes, self.forming = forming.ring, forming.lanes, None
         self._viewed = forming.epoch, forming.ring
+        self._left.clear()
         self._dials.clear()
         if forming.opened:
             self.openers.clear()
@@ -625,11 +633,11 @@ class Master:
 def _plausible(event: Return) -> bool:
     """Can a member of ours have said that? Its numbers are carried on."""
     view = event.view
-    numbers = [event.id, event.attempt, event.seq, *((view.epoch, *view.ring) if view else ())]
+    numbers = [event.id, event.attempt, event.seq, view.epoch, *view.ring]
     return (
         event.id > 0
         and all(0 <= number < MOST_NUMBER for number in numbers)
         and event.kept <= MOST_KEPT
         and len(event.agreements) <= MOST_STATES
-        and (view is None or event.id in view.ring)
+        and event.id in view.ring
     )

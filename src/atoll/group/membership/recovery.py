@@ -32,10 +32,12 @@ class Remembered:
     epoch: int = 0
     seq: int = 0
     last_id: int = 0
+    guarded: bool = False
+    """Members know of another master, where they may be by now."""
 
     def left_behind(self, who: Return) -> bool:
         """Has the group gone on without this one?"""
-        return who.view is not None and who.view.epoch < self.view and who.id not in self.viewed
+        return who.view.epoch < self.view and who.id not in self.viewed
 
 
 Key = tuple[int, Operation]
@@ -54,7 +56,7 @@ class Returning:
     @property
     def epoch(self) -> int:
         """Of the newest view it was told."""
-        return self.said.view.epoch if self.said.view else 0
+        return self.said.view.epoch
 
     @property
     def whole(self) -> bool:
@@ -82,7 +84,7 @@ class Recovery:
     def take(self, event: Return, now: float) -> None:
         """A member has come back. Its connection must be known by its id."""
         self.returned[event.id] = Returning(event, event.opening)
-        if event.view and self._gathering_since is None:
+        if self._gathering_since is None:
             self._gathering_since = now
 
     def keep(self, who: int, kept: Kept) -> None:
@@ -96,7 +98,7 @@ class Recovery:
         """A connection broke again."""
         self.newcomers.pop(who, None)
         self.returned.pop(who, None)
-        if not any(one.said.view for one in self.returned.values()):
+        if not self.returned:
             self._gathering_since = None
 
     @property
@@ -108,15 +110,16 @@ class Recovery:
     @property
     def guarded(self) -> bool:
         """May there be another master?"""
-        return self.standby or any(one.said.hello.masters > 1 for one in self.returned.values())
+        return (
+            self.standby or self.remembered.guarded or any(one.said.hello.masters > 1 for one in self.returned.values())
+        )
 
     def complete(self, now: float) -> bool:
         """Can the group go on?"""
         there = {i for i, one in self.returned.items() if one.whole}
         view = self.view
-        if view is None:  # they were still waiting to be let in; perhaps a member comes
-            patience_s = PATIENCE_S if self.remembered.ring else GATHER_S
-            return bool(there) and not self.standby and now - self._began >= patience_s
+        if view is None:
+            return False
         if there >= {*view.ring, *self.remembered.ring}:
             return True
         return self._gathered(now) and (not self.guarded or self._majority(there, view))
@@ -132,7 +135,7 @@ class Recovery:
 
     def forsaken(self, now: float) -> bool:
         """Has nobody come for so long that the group is gone?"""
-        return not self.standby and not self.returned and now - self._began >= PATIENCE_S
+        return not self.guarded and not self.returned and now - self._began >= PATIENCE_S
 
     def _gathered(self, now: float, within_s: float = GATHER_S) -> bool:
         return self._gathering_since is not None and now - self._gathering_since >= within_s

@@ -34,8 +34,6 @@ class Member:
     progress: bytes = b""
     progress_at: float = 0.0
     revision: int = 0
-    guarded: bool = False
-    """Does it know of more than one place for a master?"""
 
     @property
     def id(self) -> int:
@@ -101,8 +99,7 @@ class Roster:
     def _add(self, who: int, hello: Hello, secret: bytes, now: float) -> Member:
         seat = Seat(who, hello.host, hello.port, hello.machine, hello.door)
         member = self.members[who] = Member(
-            seat, hello.name or f"peer-{who}", hello.labels, hello.min_world, secret, now, progress_at=now,
-            guarded=hello.masters > 1,
+            seat, hello.name or f"peer-{who}", hello.labels, hello.min_world, secret, now, progress_at=now
         )  # fmt: skip
         return member
 

@@ -15,6 +15,8 @@ from atoll.group import messages
 from atoll.group.messages import Beat
 from atoll.net import preamble
 from atoll.net.channel import CONTROL, HEADER
+from atoll.net.guard import OPEN, Guard
+from atoll.net.handshake import CHALLENGE_BYTES, PROOF_BYTES
 from atoll.net.loop import Address
 from atoll.net.preamble import Greeting
 from atoll.version import VERSION
@@ -26,8 +28,8 @@ _COUNTER: Final = struct.Struct("<Q")
 class Helper:
     """One per peer: about 10 MiB, no torch. On Windows it has no page to share and reports no progress."""
 
-    def __init__(self, master: Address) -> None:
-        self._master = master
+    def __init__(self, master: Address, guard: Guard = OPEN) -> None:
+        self._master, self._guard = master, guard
         self._process: subprocess.Popen[bytes] | None = None
         self._member = 0, b""
         self._told = b""
@@ -41,18 +43,27 @@ class Helper:
 
     def start(self, member: int, secret: bytes) -> None:
         """Begin to beat for this member."""
+        self._stop()
         self._member = member, secret
         beats = {
             state: _frame(Beat(member, secret, state, bytes(_COUNTER.size))) for state in ("running", "stopped", "gone")
         }
-        told = {"master": self._master, "greeting": preamble.encode(Greeting(VERSION)).hex(), "beats": beats}
+        key, tls = self._guard.key, self._guard.tls
+        greeting = Greeting(VERSION, (), bytes(CHALLENGE_BYTES) if key else b"")
+        told = {
+            "master": self._master,
+            "greeting": preamble.encode(greeting).hex(),
+            "key": key.hex(),
+            "proof": HEADER.pack(CONTROL, PROOF_BYTES, 0).hex(),
+            "tls": [str(Path(path).absolute()) for path in (tls.cert, tls.key, tls.ca)] if tls else [],
+            "beats": beats,
+        }
         self._told = json.dumps(told).encode() + b"\n"
         self._spawn()
 
     def move(self, master: Address) -> None:
         """Go on at another master."""
         self._master = master
-        self._stop()
         self.start(*self._member)
 
     def _spawn(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, InvalidConfig
 from atoll.group import messages
 from atoll.group.api import Close, Know, MasterAction, Say
 from atoll.group.membership.master import Master as MasterPolicy
@@ -19,7 +19,9 @@ from atoll.group.wiring.memory import Memory
 from atoll.group.wiring.wire import GREETING, parse_address
 from atoll.net import tcp
 from atoll.net.channel import CONTROL, Channel, Frame
+from atoll.net.guard import Guard, is_local
 from atoll.net.loop import SocketLoop
+from atoll.net.tls import Tls
 
 log = logging.getLogger("atoll.master")
 
@@ -32,6 +34,8 @@ class Master:
 
     `state`: a file in which it keeps whom to expect, should it be killed and started again. `standby`: begin no group,
     but take one over whose master is gone, once most of its members ask here.
+    `token`, `tls`: as for `join`; who has another token, or a certificate of another CA, stays outside. Without a
+    token it listens on loopback only (InvalidConfig), but for `insecure=True`: then whoever reaches it can join.
     """
 
     def __init__(
@@ -39,22 +43,31 @@ class Master:
         address: str = "127.0.0.1:0",
         *,
         measure: bool = True,
+        token: str | bytes | None = None,
+        tls: Tls | None = None,
+        insecure: bool = False,
         state: str | Path | None = None,
         standby: bool = False,
     ) -> None:
+        guard = Guard(token, tls)
+        host, port = parse_address(address)
+        if not (guard.key or insecure or is_local(host)):
+            raise InvalidConfig(
+                f"without a token whoever reaches {address} could join: give --token-file (`token` in Python), "
+                "or --insecure (`insecure=True`) if all on that network may"
+            )
         self._memory = Memory(state)
         self._policy = MasterPolicy(
             lambda: secrets.token_bytes(16), measure, remembered=self._memory.read(), standby=standby,
             now=time.monotonic(),
         )  # fmt: skip
-        self._net = SocketLoop(GREETING)
+        self._net = SocketLoop(GREETING, guard)
         self._channels: dict[int, Channel] = {}
         self._numbers: dict[Channel, int] = {}
         """How the policy knows them: below zero until they are a member's."""
         self._accepted_so_far = 0
         self._running = True
         self._thread: threading.Thread | None = None
-        host, port = parse_address(address)
         try:
             bound = self._net.listen(host, port, self._accepted)
         except OSError as error:

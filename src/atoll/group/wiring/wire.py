@@ -32,6 +32,7 @@ from atoll.net import arena, capabilities, doors, tcp
 from atoll.net.bucket import TokenBucket
 from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.driven import DrivenLoop
+from atoll.net.guard import OPEN, Guard
 from atoll.net.loop import Address, SocketLoop, local_host
 from atoll.net.preamble import Greeting
 from atoll.version import VERSION
@@ -110,6 +111,7 @@ class Wire:
         connections: int = CONNECTIONS,
         upload_bytes_per_s: float | None = None,
         reconnect_s: float = RECONNECT_S,
+        guard: Guard = OPEN,
     ) -> None:
         if not 1 <= connections <= MOST_CONNECTIONS:
             raise InvalidConfig(f"connections={connections}: a link has 1 to {MOST_CONNECTIONS}")
@@ -118,8 +120,8 @@ class Wire:
         advertised = _resolved(advertise) if advertise else None
         sock, there = dial_master(address, timeout_s)
         tcp.keep_watch(sock)
-        self._net = SocketLoop(GREETING)
-        self._control = Channel(sock, GREETING)
+        self._net = SocketLoop(GREETING, guard)
+        self._control = self._net.channel(sock, dialled=True)
         host, port = self._listen(*(listen_at or (local_host(self._control), 0)))
         if advertised:
             host, port = advertised[0], advertised[1] or port
@@ -135,7 +137,7 @@ class Wire:
         self._seen = (0, 0)
         self._moved_at = time.monotonic()
         self._search = Search(self._net, masters, reconnect_s, self._master_found, self._master_ended)
-        self._helper = Helper(there) if start_helper else None
+        self._helper = Helper(there, guard) if start_helper else None
         self._net.after(_CHECK_S, self._check)
         self._loop = DrivenLoop(self._net, "atoll-wire", self._failed)
         self._loop.start()
@@ -231,7 +233,7 @@ class Wire:
         self._net.add(channel, self._master_said, self._master_gone)
         self._net.expect_greeting(channel)
         self._feed(MasterBack())
-        if self._helper and self._peer.id:
+        if self._helper:
             self._helper.move(there)
 
     def _master_ended(self, why: str) -> None:

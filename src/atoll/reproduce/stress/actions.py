@@ -89,7 +89,7 @@ class Trouble:
                 (1, self.silence),
                 (1, self.reset_master),
                 (2, self.strangers),
-                (2, self.restart_master),
+                (3, self.restart_master),
             ),
             pause_s=(0.2, 1.0),
             master="{}:{}".format(*self._streets.master),

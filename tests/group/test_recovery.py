@@ -1,0 +1,257 @@
+"""A new master puts together what the members of the old one know; and members are blamed for what they do."""
+
+from typing import Any
+
+import msgspec
+
+from atoll.group.api import Close, Know, Say
+from atoll.group.membership.ballots import SYNC
+from atoll.group.membership.election import StateNote, TensorNote
+from atoll.group.membership.master import BLAME_S, Master
+from atoll.group.membership.recovery import GATHER_S, PATIENCE_S, Remembered, majority
+from atoll.group.membership.roster import Gone, Tick
+from atoll.group.messages import (
+    Agreed,
+    Beat,
+    Broken,
+    Establish,
+    Expel,
+    Hello,
+    Initiate,
+    Kept,
+    Linked,
+    Message,
+    Refuse,
+    Retold,
+    Return,
+    Topology,
+    Verdict,
+    View,
+    Welcome,
+)
+
+VIEW = View(5, (1, 2, 3), opened=True)
+
+
+class Office:
+    """A master, and what it has said to whom."""
+
+    def __init__(self, **options: Any) -> None:
+        self.master = Master(lambda: b"secret", measure=False, **options)
+        self.now = 0.0
+        self.said: dict[int, list[Any]] = {}
+        self.closed: list[int] = []
+
+    def hear(self, who: int, event: Any) -> None:
+        for action in self.master.handle(who, event, self.now):
+            match action:
+                case Say(to, message):
+                    self.said.setdefault(to, []).append(message)
+                case Close(whom):
+                    self.closed.append(whom)
+                case Know():
+                    pass
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(round(seconds / 0.25)):
+            self.now += 0.25
+            for member in list(self.master.roster.members):
+                self.hear(99, Beat(member, b"secret", "running", b""))
+            self.hear(0, Tick())
+
+    def heard_by(self, who: int, kind: type[Message]) -> list[Any]:
+        return [message for message in self.said.get(who, []) if isinstance(message, kind)]
+
+    def stand(self, size: int) -> None:
+        """A group of so many."""
+        for i in range(1, size + 1):
+            self.hear(-i, Hello("127.0.0.1", i, min_world=size))
+        for i in range(1, size + 1):
+            self.hear(i, Linked(self.master.epoch))
+        assert self.master.ring == tuple(range(1, size + 1))
+
+    def link(self) -> None:
+        """All that form a ring do."""
+        assert self.master.forming
+        for i in self.master.forming.ring:
+            self.hear(i, Linked(self.master.epoch))
+
+
+def back(who: int, view: View = VIEW, **more: Any) -> Return:
+    masters = more.pop("masters", 1)
+    return Return(who, b"secret", Hello("127.0.0.1", who, masters=masters), view, view.epoch, view.ring, **more)
+
+
+def reasons(messages: list[Any]) -> list[str]:
+    return [message.reason for message in messages]
+
+
+def test_when_all_are_back_the_group_goes_on_at_once() -> None:
+    office = Office()
+    for i in (3, 1, 2):
+        office.hear(-i, back(i))
+    assert [m.epoch for m in office.heard_by(1, Establish)] == [6]
+    office.link()
+    (view,) = office.heard_by(2, View)
+    assert (view.epoch, view.ring, view.opened, view.lost, view.reason) == (6, (1, 2, 3), False, (), "a new master")
+
+
+def test_who_does_not_come_back_in_time_is_lost() -> None:
+    office = Office()
+    office.hear(-1, back(1))
+    office.hear(-2, back(2))
+    assert not office.heard_by(1, Establish)
+    office.pass_time(GATHER_S)
+    office.link()
+    assert [str(loss) for loss in office.heard_by(1, View)[0].lost] == ["peer-3 (didn't come back to the new master)"]
+    office.hear(-3, back(3))
+    assert reasons(office.heard_by(-3, Expel)) == ["its connection to the master broke"]
+
+
+def test_a_verdict_that_some_have_heard_is_told_to_the_others() -> None:
+    office = Office()
+    verdict = Kept(5, (), 3, Verdict(0, False, (b"a", b"b", b"c")))
+    office.hear(-1, back(1, kept=1))
+    office.hear(1, verdict)
+    office.hear(-2, back(2))
+    office.hear(-3, back(3))
+    assert office.heard_by(2, Retold) == office.heard_by(3, Retold) == [Retold(verdict)]
+    assert not office.heard_by(1, Retold)
+
+
+def test_a_view_that_some_have_seen_is_told_to_the_others_first() -> None:
+    office = Office()
+    older = View(4, (1, 2), opened=True)
+    office.hear(-1, back(1))
+    office.hear(-3, back(3))
+    office.hear(-2, back(2, older))
+    kinds = [type(message) for message in office.said[2]]
+    assert kinds == [View, Establish]
+    assert office.said[2][0] == VIEW
+    assert not office.heard_by(1, View)
+
+
+def test_a_newcomer_waits_until_the_members_are_back_and_gets_a_number_of_its_own() -> None:
+    office = Office(remembered=Remembered((1, 2, 3), 5, (1, 2, 3), 5, 0, 7))
+    office.hear(-1, Hello("127.0.0.1", 9))
+    for i in (1, 2, 3):
+        office.hear(-1 - i, back(i))
+    assert [message.id for message in office.heard_by(8, Welcome)] == [8]
+    office.link()
+    assert office.heard_by(1, View)[0].pending
+
+
+def test_where_nobody_comes_back_a_new_group_begins() -> None:
+    office = Office(remembered=Remembered((1, 2), 5, (1, 2), 5, 0, 2))
+    office.hear(-1, Hello("127.0.0.1", 9))
+    office.pass_time(PATIENCE_S - 0.5)
+    assert not office.said
+    office.pass_time(1.0)
+    assert [m.epoch for m in office.heard_by(3, Establish)] == [6]
+
+
+def test_the_last_agreement_on_a_state_outlives_the_master() -> None:
+    """Else a newcomer with some other, newer state would win the next election."""
+    office = Office()
+    for i in (1, 2):
+        office.hear(-i, back(i, View(5, (1, 2), True), agreements=(Agreed(SYNC, 5, 0, 2, (1, 2), 40),)))
+    office.hear(-3, Hello("127.0.0.1", 3))
+    office.link()
+    office.hear(1, Topology())
+    office.hear(2, Topology())
+    office.link()
+    assert office.master.ring == (1, 2, 3)
+    for i, revision in ((1, 40), (2, 40), (3, 99)):
+        note = StateNote(revision, "popular", (TensorNote("w", "float32", (1,), bytes([i == 3])),))
+        office.hear(i, Initiate(office.master.epoch, 0, SYNC, msgspec.msgpack.encode(note)))
+    assert office.heard_by(3, Expel)[0].reason == "its state is at revision 99, ahead of the group's 40"
+
+
+def test_a_member_of_a_group_that_went_on_without_it_does_not_bring_the_old_one_back() -> None:
+    office = Office(remembered=Remembered((), 6, (1, 2), 6, 0, 3))
+    office.hear(-3, back(3))
+    assert office.heard_by(-3, Expel)
+    office.hear(-1, back(1))
+    assert not office.heard_by(-1, Expel)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    office = Office()
+    for odd in (
+        back(9),
+        back(1, seq=1 << 62),
+        back(1, kept=1 << 30),
+        Return(-1, b"", Hello("127.0.0.1", 1), View(5, (-1,), True)),
+        Return(1, b"", Hello("nowhere", 1), View(5, (1,), True)),
+    ):
+        office.hear(-5, odd)
+        assert office.heard_by(-5, Refuse)
+        assert not office.master.roster.members
+        office.said.clear()
+
+
+def test_a_stranger_that_claims_to_be_a_member_does_it_no_harm() -> None:
+    office = Office()
+    office.stand(2)
+    office.hear(-9, Return(1, b"guessed", Hello("127.0.0.1", 1), View(1, (1, 2), True)))
+    assert office.heard_by(-9, Refuse)
+    assert set(office.master.roster.members) == {1, 2}
+
+
+def test_a_standby_takes_over_with_a_majority_only() -> None:
+    office = Office(standby=True)
+    office.hear(-9, Hello("127.0.0.1", 9, masters=2))
+    office.hear(-3, back(3, masters=2))
+    office.pass_time(2 * GATHER_S)
+    assert not office.heard_by(3, Establish)
+    assert office.closed == [3], "it may look for more of them at the other master"
+    office.hear(-4, back(3, masters=2))
+    office.hear(-5, back(2, masters=2))
+    office.pass_time(GATHER_S)
+    office.link()
+    assert office.heard_by(2, View)[0].ring == (2, 3)
+
+
+def test_half_of_a_group_goes_on_where_the_lowest_is() -> None:
+    assert majority({1, 2}, (1, 2, 3, 4))
+    assert not majority({3, 4}, (1, 2, 3, 4))
+    assert majority({2, 3, 4}, (1, 2, 3, 4))
+    assert not majority((), ())
+
+
+def test_a_master_that_loses_most_at_once_stands_back_where_another_may_have_them() -> None:
+    office = Office()
+    for i in (1, 2, 3):
+        office.hear(-i, Hello("127.0.0.1", i, min_world=3, masters=2))
+    office.link()
+    office.hear(3, Gone())
+    office.link()
+    assert office.heard_by(1, View)[-1].ring == (1, 2), "a majority goes on"
+    office.said.clear()
+    office.hear(1, Gone())
+    assert not office.heard_by(2, Establish)
+    assert office.closed[-1] == 2
+    assert office.master.recovery
+
+
+def test_who_votes_but_sends_nothing_is_expelled_by_name() -> None:
+    office = Office()
+    office.stand(4)
+    epoch = office.master.epoch
+    for who, waits_for in ((1, 4), (2, 1), (4, 3)):  # 3 is waited for, and waits for nobody
+        office.hear(who, Broken(epoch, "no data for 10 s", (waits_for,)))
+    office.pass_time(BLAME_S)
+    assert reasons(office.heard_by(3, Expel)) == ["voted, but sent no data"]
+    assert office.master.forming
+    assert office.master.forming.ring == (1, 2, 4)
+
+
+def test_where_all_wait_nobody_is_blamed() -> None:
+    office = Office()
+    office.stand(3)
+    epoch = office.master.epoch
+    for who, waits_for in ((1, 3), (2, 1), (3, 2)):
+        office.hear(who, Broken(epoch, "no data for 10 s", (waits_for,)))
+    office.pass_time(BLAME_S)
+    assert office.master.forming
+    assert office.master.forming.ring == (1, 2, 3)
