@@ -15,10 +15,8 @@ PORT: Final = 7048
 _HOSTS: Final = 250
 _QUIET: Final = 0.3, 0.9
 """From which to which part of a run the master is left alive: how its memory grows shows only in a long life."""
-MEASURED: Final = 0.25
 UNMEASURED: Final = ("--no-measure",)
-"""Every fourth of the later masters has links measured: all wait while it is done for a newcomer, and here one comes
-every other second."""
+"""To measure links takes a while in which all wait: seconds for ten peers under a new master, which knows none yet."""
 SIZES: Final = "16,600,16,20000"
 
 
@@ -180,12 +178,11 @@ class Trouble:
         if churn.held or _QUIET[0] < churn.elapsed_s / churn.total_s < _QUIET[1] or len(churn.able()) <= 2:
             return ""
         seconds = float(churn.dice.uniform(0.1, 1.0))
-        options = () if churn.dice.random() < MEASURED else UNMEASURED
         churn.hold()
         churn.kill_master()
 
         def again() -> None:
-            churn.start_master(churn.address, *options)
+            churn.start_master(churn.address, *UNMEASURED)
             churn.release()
 
         churn.later(seconds, again)
