@@ -1,10 +1,10 @@
 PYTHON ?= python3
-BIN := .venv/bin
 MINUTES ?= 10
 SEED ?=
+BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check bench docs reproduce stress
+.PHONY: help setup train test test-slow check fuzz bench docs reproduce stress
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ check: .venv/ready-dev ## format, lint, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+fuzz: .venv/ready-fuzz ## fuzz all that reads foreign bytes, MINUTES=10 for each target
+	$(BIN)/python -m tests.fuzzers --seconds $$(($(MINUTES) * 60))
+
 bench: .venv/ready ## compare the all-reduce with gloo's
 	$(BIN)/python benchmarks/all_reduce.py
 
@@ -38,7 +41,7 @@ reproduce: .venv/ready ## check the claims of the first system on this machine
 stress: .venv/ready ## put a group under all that can go wrong, for MINUTES=10, from SEED=
 	$(BIN)/python -m atoll.reproduce.stress --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-# Two stamps, so that a second `make` is instant: what users need, and what developers need on top.
+# Stamps, so that a second `make` is instant: what users need, and what developers need on top.
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("atoll needs Python 3.11 or newer, $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv --clear .venv
@@ -50,3 +53,8 @@ stress: .venv/ready ## put a group under all that can go wrong, for MINUTES=10, 
 .venv/ready-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch .venv/ready $@
+
+# Where atheris has no wheel, fuzzing goes on without coverage.
+.venv/ready-fuzz: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]' || true
+	@touch $@

@@ -168,6 +168,8 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
         resolve(Train, file=tmp_path / "absent.toml", env={}, prog="p")
     with pytest.raises(InvalidConfig, match=r"c\.toml is no TOML"):
         resolve(Train, file=written(tmp_path, "lr ="), env={}, prog="p")
+    with pytest.raises(InvalidConfig, match=r"c\.toml is no TOML"):
+        resolve(Train, file=written(tmp_path, "lr = " + "[" * 100_000), env={}, prog="p")
 
 
 def test_settings_check_themselves() -> None:
@@ -314,6 +316,13 @@ def test_last_is_a_text_where_links_are_not_allowed(tmp_path: Path, monkeypatch:
         assert RunDir.open(tmp_path, "last").path == run.path.resolve()
         assert RunDir.open(Path("elsewhere"), tmp_path / "last").path == run.path.resolve()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "one", "two"]
+
+
+@pytest.mark.parametrize("pointer", [b"\xff", b"\0", b"x" * 5000])
+def test_a_pointer_that_is_none_leads_to_no_run(tmp_path: Path, pointer: bytes) -> None:
+    (tmp_path / "last").write_bytes(pointer)
+    with pytest.raises(InvalidConfig, match="there are: none"):
+        RunDir.open(tmp_path / "runs", tmp_path / "last")
 
 
 def test_a_folder_in_the_place_of_last_is_left_alone(tmp_path: Path) -> None:

@@ -143,9 +143,10 @@ class RunDir:
     def open(cls, root: Path, name: str | Path = LAST) -> "RunDir":
         """The run `name` of `root`: a name, "last" or a path. Raises `InvalidConfig` where there is none."""
         for path in (root / name, Path(name)):
-            found = path.parent / path.read_text("utf-8") if path.name == LAST and path.is_file() else path
-            if found.is_dir():
-                return cls(found.resolve())
+            with suppress(OSError, ValueError):  # a name too long, a pointer that is no text
+                found = path.parent / path.read_text("utf-8") if path.name == LAST and path.is_file() else path
+                if found.is_dir():
+                    return cls(found.resolve())
         known = sorted(path.name for path in root.glob("*") if path.is_dir() and path.name != LAST)
         raise InvalidConfig(f"no run {str(name)!r} in {root}; there are: {', '.join(known) or 'none'}")
 
@@ -270,7 +271,7 @@ def _read(file: Path, prog: str) -> dict[str, Any]:
         return tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
         raise InvalidConfig(f"{prog}: can't read {file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidConfig(f"{prog}: {file} is no TOML: {error}") from error
 
 

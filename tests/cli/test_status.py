@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from rich.console import Console
 
 from atoll.cli.status import as_json, render
@@ -63,3 +64,14 @@ def test_json_has_the_same_by_name() -> None:
 
 def test_a_group_of_nobody_is_said_so() -> None:
     assert "nobody is here yet" in text(Status(0, False, 0, 0, (), ()))
+
+
+@pytest.mark.parametrize("name", ["[/]", "[bold", "[link=x]y[/link]", "\x1b[2J\x1b[31m", "a\nb", "\x07"])
+def test_what_peers_call_themselves_is_shown_as_it_is_and_moves_no_terminal(name: str) -> None:
+    members = tuple(
+        MemberStatus(i, name, "::1%" + name, 4000, i - 1, "running", 0.1, 7, {name: name}, name) for i in (1, 2, 3)
+    )
+    status = Status(1, False, 0, 0, members, (PastLoss(9.0, Loss(5, name, name)),), (LinkStatus(1, 2, 1e6, 0.1),), name)
+    shown = text(status)
+    assert shown.count(name if name.isprintable() else "?") >= 12
+    assert all(letter.isprintable() or letter == "\n" for letter in shown)

@@ -91,3 +91,11 @@ def test_the_buffer_may_start_at_an_odd_address() -> None:
     room = np.empty(9, np.uint8)
     CODEC.encode(np.float32([1, 2, 3, 4]), room[1:])
     assert decoded(room[1:], np.float32).tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_foreign_bytes_decode_without_a_warning(dtype: type) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)
+    with np.errstate(all="raise"):
+        values = decoded(every, dtype)
+    assert np.isnan(values.astype(np.float32)).sum() == 2 * 127

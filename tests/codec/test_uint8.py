@@ -135,3 +135,12 @@ def test_a_long_chunk_equals_its_elements_one_by_one(dtype: Any) -> None:
 
 def with_every_level(low: float, high: float) -> np.ndarray:
     return np.frombuffer(struct.pack("<dd", low, high) + bytes(range(256)), np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("bounds", [(-1e308, 1e308), (np.nan, 1.0), (0.0, np.inf), (5e-324, 1e-310), (3.0, -1e200)])
+def test_bounds_that_no_encoder_wrote_decode_without_a_warning(dtype: Any, bounds: tuple[float, float]) -> None:
+    foreign = np.frombuffer(struct.pack("<dd", *bounds) + bytes(range(256)), np.uint8)
+    out = np.empty(256, dtype)
+    with np.errstate(all="raise"):
+        CODEC.decode(foreign, out)

@@ -20,6 +20,7 @@ from atoll.group.messages import (
     Beat,
     Broken,
     Bye,
+    Commence,
     Complete,
     Establish,
     Expel,
@@ -34,6 +35,8 @@ from atoll.group.messages import (
     Seat,
     Status,
     Topology,
+    Verdict,
+    View,
     Welcome,
 )
 from atoll.group.wiring.asking import StatusClient
@@ -325,8 +328,28 @@ def impostor() -> Iterator[Callable[[bytes], str]]:
         (preamble.encode(GREETING, wire_version=99), "wire version 99, this one 3"),
         (FIRST + framed(b"garbage"), "unreadable message"),
         (b"", "no greeting"),
+        (FIRST + said(View(1, (1,), True)), "View before a welcome"),
+        (FIRST + said(Welcome(1, b"s")) + said(View(1, (1,), True)), "epoch 1 stands, which nobody was to establish"),
+        (FIRST + said(Welcome(1, b"s")) + said(Commence(0, 1)), "commenced what nobody waits for under tag 0"),
+        (FIRST + said(Welcome(1, b"s")) + said(Verdict(7, False)), "decided what nobody asked under tag 7"),
+        (FIRST + said(Welcome(1, b"s")) + said(Establish(1, (Seat(2, "127.0.0.1", 1),))), r"a ring of \[2\]"),
+        (FIRST + said(Welcome(1, b"s")) + said(Establish(0, (Seat(1, "127.0.0.1", 1),))), "epoch 0 after 0"),
+        (FIRST + 2 * said(Welcome(1, b"s")), "welcomed this peer twice"),
     ],
-    ids=["http", "ssh", "another version", "garbage", "silence"],
+    ids=[
+        *(
+            "http",
+            "ssh",
+            "another version",
+            "garbage",
+            "silence",
+            "no welcome",
+            "no establishing",
+            "no vote",
+            "no ticket",
+        ),
+        *("a ring without us", "no epoch", "two welcomes"),
+    ],
 )
 def test_what_is_no_master_is_named(
     impostor: Callable[[bytes], str], answer: bytes, why: str, monkeypatch: pytest.MonkeyPatch
@@ -453,3 +476,11 @@ def test_a_member_that_adds_too_much_to_a_vote_is_dropped(policy: Policy, nbytes
     policy(1, Initiate(policy.policy.epoch, 0, "gather_bytes", bytes(nbytes), moves_data=False))
     assert policy.policy.ring == ((1, 2) if stays else (2,))
     assert any(isinstance(m, Expel) and str(nbytes) in m.reason for m in policy.heard[1]) is not stays
+
+
+def test_a_member_that_says_hello_again_is_dropped_even_where_the_hello_is_unfit(policy: Policy) -> None:
+    """Else its connection would be closed, but not its place."""
+    policy(1, Hello("127.0.0.1", 1))
+    policy(1, Hello("nowhere", 1))
+    assert list(policy.policy.roster.members) == []
+    assert policy.closed == [1]

@@ -63,7 +63,7 @@ GOLDEN: list[tuple[Message, str]] = [
         "9a040501ae616c6c5f7265647563652073756dc40200ffc2ce000111700902920103",
     ),
     (Complete(8, "NaN"), "930508a34e614e"),
-    (Broken(5, "cut", (2,)), "940905a36375749102"),
+    (Broken(5, "cut", (2,), 7), "950905a3637574910207"),
     (Kept(5, (1, 3), 2, Verdict(1, True)), "950c0592010302961801c390a000"),
     (
         Return(
@@ -208,3 +208,19 @@ def test_a_claim_of_billions_takes_neither_memory_nor_time(message: Message, gol
     finally:
         tracemalloc.stop()
     assert time.monotonic() - began < 1.0
+
+
+LONG: dict[str, Message] = {
+    "an address": Hello("fe80::1%" + "x" * 200, 1),
+    "what a link is made of": Linked(1, (), 0.0, "x" * 5000),
+    "an operation": Initiate(1, 0, "x" * 5000),
+    "a fault": Complete(1, "x" * 5000),
+    "why a link broke": Broken(1, "x" * 5000),
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_a_text_the_master_would_pass_on_has_a_limit(what: str) -> None:
+    """Those of all members must fit into one message, or whoever is told them would be lost."""
+    with pytest.raises(ProtocolError, match="length"):
+        messages.decode_to_master(messages.encode(LONG[what]))

@@ -7,13 +7,12 @@ import msgspec
 from atoll.group.api import Close, Know, Say
 from atoll.group.membership.ballots import SYNC
 from atoll.group.membership.election import StateNote, TensorNote
-from atoll.group.membership.master import BLAME_S, Master
+from atoll.group.membership.master import Master
 from atoll.group.membership.recovery import GATHER_S, PATIENCE_S, Remembered, majority
 from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import (
     Agreed,
     Beat,
-    Broken,
     Establish,
     Expel,
     Hello,
@@ -232,26 +231,3 @@ def test_a_master_that_loses_most_at_once_stands_back_where_another_may_have_the
     assert not office.heard_by(2, Establish)
     assert office.closed[-1] == 2
     assert office.master.recovery
-
-
-def test_who_votes_but_sends_nothing_is_expelled_by_name() -> None:
-    office = Office()
-    office.stand(4)
-    epoch = office.master.epoch
-    for who, waits_for in ((1, 4), (2, 1), (4, 3)):  # 3 is waited for, and waits for nobody
-        office.hear(who, Broken(epoch, "no data for 10 s", (waits_for,)))
-    office.pass_time(BLAME_S)
-    assert reasons(office.heard_by(3, Expel)) == ["voted, but sent no data"]
-    assert office.master.forming
-    assert office.master.forming.ring == (1, 2, 4)
-
-
-def test_where_all_wait_nobody_is_blamed() -> None:
-    office = Office()
-    office.stand(3)
-    epoch = office.master.epoch
-    for who, waits_for in ((1, 3), (2, 1), (3, 2)):
-        office.hear(who, Broken(epoch, "no data for 10 s", (waits_for,)))
-    office.pass_time(BLAME_S)
-    assert office.master.forming
-    assert office.master.forming.ring == (1, 2, 3)

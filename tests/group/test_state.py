@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 import atoll
 from atoll.errors import Expelled, InvalidTensor, PeerLost
 from atoll.group.facade import Group
+from atoll.group.membership.ballots import Ballot, step
 from atoll.group.membership.election import Election, Plan, StateNote, TensorNote, elect
+from atoll.group.messages import Initiate
 from atoll.group.state import SharedState, StateTensors
 from atoll.group.station import Take
 from atoll.group.virtual import VirtualPort, World
@@ -499,3 +501,33 @@ def test_states_of_one_seed_are_the_same_run() -> None:
         return world.loop.count, world.loop.now_ns
 
     assert run() == run()
+
+
+# -- who keeps no rule -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("incumbents", [NOBODY, {0, 1, 2, 3}])
+@pytest.mark.parametrize("offender", range(4))
+def test_one_with_other_tensors_costs_nobody_else_its_place(offender: int, incumbents: set[int]) -> None:
+    """Not even where its revision is the newest, or its rank the first."""
+    notes = [note(w="A")] * 4
+    notes[offender] = note(0 if incumbents else 99, v="A")
+    assert set(elect(notes, incumbents).expelled) == {offender}
+
+
+def test_incumbents_are_not_outnumbered_by_newcomers_with_other_tensors() -> None:
+    assert set(elect([note(3, v="A"), note(3, w="A"), note(3, v="A")], {1}).expelled) == {0, 2}
+
+
+@pytest.mark.parametrize("strategy", ["send", "receive"])
+def test_one_popular_among_those_who_only_send_or_receive_goes_alone(strategy: str) -> None:
+    others = [note(strategy="send", w="A"), note(strategy=strategy, w="A")]
+    assert set(elect([note(w="A"), *others], NOBODY).expelled) == {0}
+
+
+@pytest.mark.parametrize("revision", [-1, 1 << 62, (1 << 64) - 1])
+def test_a_revision_after_which_no_other_could_come_is_unreadable(revision: int) -> None:
+    ballot = Ballot((4, 5))
+    for member, said in ((4, note(0, w="A")), (5, note(revision, w="A"))):
+        ballot.votes[member] = Initiate(1, 0, "sync", msgspec.msgpack.encode(said))
+    assert step(0, ballot, set()) == {5: "sent an unreadable note on its state"}

@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -268,3 +269,56 @@ def test_a_disk_that_refuses_once_leaves_the_old_model_in_place(tmp_path):
         assert same(loaded, OLD) if outcome is not None else same(loaded, NEW)
         shutil.rmtree(folder.parent)
     assert failures > 10
+
+
+ODD = {
+    "width beyond all memory": ("hidden_size", 1 << 40),
+    "layers without end": ("num_hidden_layers", 1 << 40),
+    "a vocabulary beyond all memory": ("vocab_size", 1 << 40),
+    "a context beyond all memory": ("max_position_embeddings", 1 << 40),
+    "a width that is no whole number": ("hidden_size", 16.5),
+    "a width that is none": ("hidden_size", True),
+    "tied, but how": ("tie_word_embeddings", "no"),
+}
+
+
+def with_new_hashes(folder: Path) -> None:
+    """As whoever made the folder would write them."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != saved.HASHES)
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (folder / saved.HASHES).write_text("".join(lines))
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_a_config_claims_takes_neither_memory_nor_time(tmp_path, what):
+    save_model(tmp_path / "model", OLD, TOKENIZER)
+    path = tmp_path / "model" / saved.CONFIG
+    key, value = ODD[what]
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with_new_hashes(path.parent)
+    with pytest.raises(InvalidData, match=r"config\.json"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (saved.CONFIG, b"[" * 100_000),
+        (saved.CONFIG, b"\xff"),
+        (saved.CONFIG, b"[]"),
+        (saved.TOKENIZER, b"\xff"),
+        (saved.WEIGHTS, b"no tensors"),
+        (saved.WEIGHTS, b""),
+    ],
+)
+def test_a_file_of_another_kind_is_named_though_its_hash_fits(tmp_path, name, content):
+    save_model(tmp_path / "model", OLD, TOKENIZER)
+    (tmp_path / "model" / name).write_bytes(content)
+    with_new_hashes(tmp_path / "model")
+    with pytest.raises(InvalidData, match=name):
+        load_model(tmp_path / "model")
+
+
+@configs
+def test_the_number_of_parameters_follows_from_the_shape(config):
+    assert config.parameters == sum(weight.numel() for weight in Transformer(config).parameters())

@@ -273,7 +273,12 @@ def test_a_port_where_nobody_listens_is_said_to_be_one(loop: SocketLoop) -> None
 
 
 @pytest.mark.parametrize(
-    "address", [("127.0.0.1", 99_999), ("127.0.0.1", -1), ("fe80::1%nowhere", 1), ("255.255.255.255", 9)], ids=str
+    "address",
+    [
+        *(("127.0.0.1", 99_999), ("127.0.0.1", -1), ("fe80::1%nowhere", 1), ("255.255.255.255", 9)),
+        *(("fe80::1%\0", 1), (f"fe80::1%{'ö' * 100}", 1), ("fe80::1%" + "x" * 10_000, 1), ("\0", 1), ("1" * 300, 1)),
+    ],
+    ids=lambda address: ascii(address)[:30],
 )
 def test_an_address_that_cannot_be_dialled_fails_and_harms_nobody(loop: SocketLoop, address: tuple[str, int]) -> None:
     dialled = Dialled()

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from atoll.errors import InvalidData, SaveFailed
-from atoll.train.checkpoint import load_newest, save_checkpoint
+from atoll.train.checkpoint import FORMAT, _digest, load_newest, save_checkpoint
 
 ABOUT = {"seed": 3, "model": {"width": 16}}
 
@@ -115,3 +116,22 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SaveFailed, match="file"):
         save(tmp_path / "file" / "checkpoint", 1)
+
+
+@pytest.mark.parametrize("about", ["", "no JSON", "[1]", "[" * 100_000])
+def test_one_whose_digest_fits_but_which_says_nothing_of_its_run_is_refused(tmp_path, about):
+    metadata = {"format": FORMAT, "about": about, "digest": _digest(state(1), about)}
+    tensors = {name: tensor.contiguous() for name, tensor in state(1).items()}
+    save_file(tensors, tmp_path / "step-000000001.safetensors", metadata=metadata)
+    with pytest.raises(InvalidData, match="step-000000001"):
+        load_newest(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.complex64], ids=str)
+def test_types_that_numpy_lacks_are_saved_and_checked_too(tmp_path, dtype):
+    tensors = {"w": torch.ones(3).to(dtype), "scalar": torch.ones(()).to(dtype)}
+    path = save_checkpoint(tmp_path, 1, tensors, ABOUT)
+    assert load_newest(tmp_path)[0]["w"].dtype == dtype
+    damage(path)
+    with pytest.raises(InvalidData, match="damaged"):
+        load_newest(tmp_path)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from atoll.errors import Diverged, InvalidConfig, SaveFailed
+from atoll.errors import Diverged, InvalidConfig, InvalidData, SaveFailed
 from atoll.model.saved import load_model
 from atoll.runtime.api import here
 from atoll.train import loop
-from atoll.train.checkpoint import load_newest
+from atoll.train.checkpoint import load_newest, save_checkpoint
+from atoll.train.loop import _essentials_of
 from atoll.train.settings import ModelSettings
 from tests.train.tiny import STEP_S, Peer, Run, check_agreement, corpus, folders_in, group_of, tiny
 
@@ -203,6 +204,28 @@ def test_a_peer_whose_loss_is_no_number_stops_and_the_others_finish(strategy, de
 
 
 # -- saving and resuming -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["missing", "of another shape"])
+def test_a_checkpoint_without_what_the_run_needs_is_refused(change, tmp_path):
+    saving = tiny(steps=40, save_every=20)
+    Run(saving).start(folder=tmp_path).process.world.run()
+    tensors, about = load_newest(folders_in(tmp_path).checkpoint)
+    lacking = max(tensors, key=lambda name: tensors[name].numel())
+    changed = {name: t for name, t in tensors.items() if name != lacking}
+    if change != "missing":
+        changed[lacking] = torch.ones(3)
+    save_checkpoint(folders_in(tmp_path).checkpoint, 1000, changed, about)
+    peer = Run(saving).start(folder=tmp_path, resume=True)
+    peer.process.world.run()
+    assert isinstance(peer.error, InvalidData)
+    assert f"holds no {lacking} of shape" in str(peer.error)
+
+
+@pytest.mark.parametrize("said", [b"", b"no JSON", b"[1]", b"[" * 4000])
+def test_a_peer_that_does_not_say_what_it_trains_is_not_joined(said):
+    with pytest.raises(InvalidConfig, match="doesn't say what it trains"):
+        _essentials_of(said)
 
 
 @every_strategy

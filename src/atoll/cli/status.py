@@ -87,22 +87,24 @@ def render(address: str, status: Status) -> RenderableType:
         table.add_row(
             str(m.rank) if m.rank >= 0 else "-",
             str(m.id),
-            m.name + labels,
-            f"{m.host}:{m.port}",
+            _plain(m.name + labels),
+            _plain(f"{m.host}:{m.port}"),
             Text(m.state, style=colours.get(m.state, "")),
             str(m.revision),
             f"{m.silent_s:.1f} s ago",
             _link(m, inside, links),
         )
+    if status.note:
+        head.append(f"\nthe master {status.note}", style="yellow")
     parts: list[RenderableType] = [head, table if status.members else Text("nobody is here yet", style="dim")]
     if inside:
-        parts.append(Text("ring  " + " -> ".join([*(m.name for m in inside), inside[0].name]), style="dim"))
+        parts.append(_plain("ring  " + " -> ".join([*(m.name for m in inside), inside[0].name]), "dim"))
         if status.ring_why:
-            parts.append(Text(f"      {status.ring_why}", style="dim"))
+            parts.append(_plain(f"      {status.ring_why}", "dim"))
     if links and len(inside) > 2:
         parts.append(_matrix(inside, links))
     parts += [
-        Text(f"{p.ago_s:7.0f} s ago  lost {p.loss.name} (id {p.loss.id}): {p.loss.reason}", style="yellow")
+        _plain(f"{p.ago_s:7.0f} s ago  lost {p.loss.name} (id {p.loss.id}): {p.loss.reason}", "yellow")
         for p in status.losses[:5]
     ]
     return Group(*parts)
@@ -111,15 +113,20 @@ def render(address: str, status: Status) -> RenderableType:
 Links = dict[tuple[int, int], LinkStatus]
 
 
-def _link(member: MemberStatus, inside: list[MemberStatus], links: Links) -> str:
+def _plain(text: str, style: str = "") -> Text:
+    """What peers say of themselves is neither markup nor a command to the terminal."""
+    return Text("".join(letter if letter.isprintable() else "?" for letter in text), style)
+
+
+def _link(member: MemberStatus, inside: list[MemberStatus], links: Links) -> Text:
     """What a member's link to the next in the ring is made of, and what was measured of it."""
     if member.rank < 0 or len(inside) < 2:
-        return ""
+        return Text()
     measured = links.get((member.id, inside[(member.rank + 1) % len(inside)].id))
     about = [member.lane] if member.lane else []
     if measured:
         about += [rate_text(measured.bytes_per_s), f"{1e3 * measured.round_trip_s:.3g} ms"]
-    return ", ".join(about)
+    return _plain(", ".join(about))
 
 
 def _matrix(inside: list[MemberStatus], links: Links) -> Table:
@@ -127,8 +134,8 @@ def _matrix(inside: list[MemberStatus], links: Links) -> Table:
     table = Table(box=None, pad_edge=False, title="measured, from row to column", title_justify="left")
     table.add_column("")
     for m in inside:
-        table.add_column(m.name, justify="right")
+        table.add_column(_plain(m.name), justify="right")
     for a in inside:
         row = [links.get((a.id, b.id)) for b in inside]
-        table.add_row(a.name, *("" if link is None else rate_text(link.bytes_per_s) for link in row))
+        table.add_row(_plain(a.name), *("" if link is None else rate_text(link.bytes_per_s) for link in row))
     return table

@@ -188,6 +188,8 @@ class LinkDown:
     why: str
     awaited: tuple[int, ...] = ()
     """Members whose data is overdue, where nothing came for too long."""
+    received: int = 0
+    """Bytes of the operations under way that are here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Self
 
 import msgspec
 
-from atoll.errors import Busy, DeadlineExceeded
+from atoll.errors import Busy, DeadlineExceeded, Mismatch
 from atoll.group.api import MOST_SCOPES, Port, Ticket
 from atoll.group.operations import Collectives
 from atoll.group.work import Membership
@@ -110,7 +110,10 @@ class Group(Collectives):
         place = _Place(text, index(order), self._membership.scopes)
         ticket = self._ticket("gather_bytes", tag, "subgroup", msgspec.msgpack.encode(place))
         votes = self._submit(ticket, lambda outcome: outcome.payloads).wait().value
-        places = [msgspec.msgpack.decode(vote, type=_Place) for vote in votes]
+        try:
+            places = [msgspec.msgpack.decode(vote, type=_Place) for vote in votes]
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Mismatch(f"subgroup: somebody's vote can't be read: {error}") from None
         ring = self._ring
         ours = sorted((p.order, rank) for rank, p in enumerate(places) if p.key == text)
         scope = 1 + max(places[rank].scopes for _, rank in ours)  # new to all of them

@@ -4,7 +4,7 @@ On the wire: msgpack arrays that begin with the number of the kind. A number is 
 `docs/compatibility.md` lists them, `tests/group/test_messages.py` holds golden bytes of each.
 """
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -12,6 +12,13 @@ from atoll.errors import ProtocolError
 
 LARGEST_PAYLOAD: Final = 4096
 """Bytes a peer may add to its vote (`gather_bytes`)."""
+
+LARGEST_TEXT: Final = 4096
+"""Letters of what one says and the master passes on to all: together it must fit into a message."""
+
+Text = Annotated[str, msgspec.Meta(max_length=LARGEST_TEXT)]
+Host = Annotated[str, msgspec.Meta(max_length=128)]
+"""An address may bear the name of an interface."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -56,7 +63,7 @@ class Hello(Message, frozen=True, tag=1):
     """I want to be a member; others dial me at `host`, `port`, those of my machine at my door; I need a ring of at
     least `min_world`."""
 
-    host: str
+    host: Host
     port: int
     name: str = ""
     labels: dict[str, str] = {}
@@ -73,7 +80,7 @@ class Linked(Message, frozen=True, tag=2):
     epoch: int
     failed: tuple[int, ...] = ()
     round_trip_s: float = 0.0
-    lane: str = ""
+    lane: Text = ""
     """What the link is made of, for people."""
 
 
@@ -86,7 +93,7 @@ class Initiate(Message, frozen=True, tag=4):
 
     epoch: int
     tag: int
-    what: str
+    what: Text
     """Equal on all: kind, reduction, dtype, count, codec."""
     payload: bytes = b""
     """May differ from peer to peer: gathered bytes, the note on a state."""
@@ -104,7 +111,7 @@ class Complete(Message, frozen=True, tag=5):
     """My data phase is over. `fault`: what was wrong with the data."""
 
     seq: int
-    fault: str = ""
+    fault: Text = ""
 
 
 class Probed(Message, frozen=True, tag=10):
@@ -143,7 +150,7 @@ class AskStatus(Message, frozen=True, tag=8):
 class Agreed(msgspec.Struct, frozen=True, array_like=True):
     """The last agreement on a shared state, as a member knows it."""
 
-    what: str
+    what: Text
     """What was voted for: it names the state."""
     epoch: int
     scope: int
@@ -177,9 +184,11 @@ class Broken(Message, frozen=True, tag=9):
     """A link of this epoch broke under an operation."""
 
     epoch: int
-    why: str
+    why: Text
     awaited: tuple[int, ...] = ()
     """Members whose data I waited for, where nothing came for too long."""
+    received: int = 0
+    """Bytes that had come of the operations under way."""
 
 
 # -- master -> peer ---------------------------------------------------------------------------------------------------

@@ -16,9 +16,8 @@ from atoll.errors import Busy, InvalidTensor, ProtocolError
 from atoll.group.api import MOST_OPERATIONS, MOST_TAGS, MOST_VOTES, Algorithm, Kind, Outcome, Ticket
 from atoll.group.collectives.choice import block_bytes, choose
 from atoll.group.collectives.execution import REDUCE
-from atoll.group.collectives.rounds import counts_of_votes, encoded_counts, value_of_votes
+from atoll.group.collectives.rounds import counts_of_votes, encoded_counts, plan_of, value_of_votes
 from atoll.group.membership.ballots import SYNC
-from atoll.group.membership.election import Plan
 from atoll.group.messages import LARGEST_PAYLOAD
 from atoll.group.state import SharedState, StateTensors
 from atoll.group.tensors import FLOATING, REDUCIBLE, Array, check_writable, describe, like, read, room_in, write
@@ -136,7 +135,9 @@ class Collectives:
         def deliver(outcome: Outcome) -> Any:
             if outcome.value is None:
                 return [like(tensors[0], flats[0].copy(), tuple(tensors[0].shape))]
-            sizes = counts_of_votes(outcome.payloads, ticket_rank)
+            sizes = counts_of_votes(outcome.payloads, ticket_rank, flats[0].itemsize)
+            if sum(sizes) != outcome.value.size:
+                raise ProtocolError(f"{name} decided on other sizes than it began with")
             parts = np.split(outcome.value, np.cumsum(sizes)[:-1])
             return [like(t, part.copy(), (-1, *row)) for t, part in zip(tensors, parts, strict=True)]
 
@@ -200,8 +201,14 @@ class Collectives:
         payload = msgspec.msgpack.encode(state.note(tensors))
         ticket = self._ticket("sync", 0, f"{SYNC} {self._name}" if self._scope else SYNC, payload, tensor=tensors)
 
+        world = self.world
+
         def deliver(outcome: Outcome) -> None:
-            state.adopt(msgspec.msgpack.decode(outcome.payloads[0], type=Plan), tensors, outcome.value)
+            plan = plan_of(outcome.payloads[0], world, len(tensors.names))
+            came = 0 if outcome.value is None else outcome.value.size
+            if came not in (0, tensors.nbytes(plan.dirty)):  # who gives none and lacks none sees none
+                raise ProtocolError("sync decided on other tensors than it began with")
+            state.adopt(plan, tensors, outcome.value)
 
         return self._submit(ticket, deliver).wait(timeout_s)
 

@@ -261,7 +261,7 @@ class Peer:
         """Tell the new master all we know of the group; it answers as if it were the old one."""
         self._silent = False
         if not self.views:  # never let in: a newcomer to this one
-            self.away, self.forming = False, None
+            self.id, self.away, self.forming = 0, False, None
             if self._hello is not None:
                 self._tell(self._hello)
             return
@@ -276,13 +276,15 @@ class Peer:
 
     def _on_retold(self, message: Kept) -> None:
         """A verdict that others heard of the old master."""
-        verdict = message.verdict
-        running = self.running.get(Series(verdict.scope, verdict.tag))
+        if self.asked(message):
+            self._on_verdict(message.verdict)
+
+    def asked(self, kept: Kept) -> bool:
+        """Is it the verdict on an operation that is under way here?"""
+        running = self.running.get(Series(kept.verdict.scope, kept.verdict.tag))
         if running is None:
-            return
-        ticket = running.ticket
-        if (ticket.epoch, ticket.members, running.nth) == (message.epoch, message.members, message.nth):
-            self._on_verdict(verdict)
+            return False
+        return (running.ticket.epoch, running.ticket.members, running.nth) == (kept.epoch, kept.members, kept.nth)
 
     def _keep(self, series: Series, running: Running, verdict: Verdict) -> None:
         self.kept.pop(series, None)  # so that the oldest stand first
@@ -332,7 +334,7 @@ class Peer:
     def _tell_broken(self) -> None:
         assert self._broken
         broken = self._broken
-        self._tell(Broken(broken.epoch, f"link to peer {broken.id}: {broken.why}", broken.awaited))
+        self._tell(Broken(broken.epoch, f"link to peer {broken.id}: {broken.why}", broken.awaited, broken.received))
 
     def _finish(self, ticket: Ticket, outcome: Outcome, run: RunKey | None = None) -> None:
         self._out.append(Finish(ticket, outcome, run))

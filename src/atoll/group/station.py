@@ -31,7 +31,7 @@ from atoll.group.api import (
 from atoll.group.collectives.execution import SHARD_BYTES, Data, Execution, Key, copy
 from atoll.group.collectives.memory import Memory
 from atoll.group.collectives.rounds import execution_for, value_of
-from atoll.group.messages import ToMaster
+from atoll.group.messages import LARGEST_TEXT, ToMaster
 from atoll.group.peer import Peer
 from atoll.runtime.schedule import Send
 
@@ -148,6 +148,10 @@ class Station:
         """Members whose data is waited for."""
         return {run.start.ring[rank] for run in self.runs.values() for rank in run.execution.sources()}
 
+    def received(self) -> int:
+        """Bytes of the data phases under way that are here."""
+        return sum(run.execution.received for run in self.runs.values())
+
     # -- frames that come ------------------------------------------------------------------------------------------
 
     def place(self, source: int, seq: int, word: int, nbytes: int) -> memoryview | None:
@@ -263,7 +267,7 @@ class Station:
             self._started[unvoted[0]] = unvoted[1]
         try:
             run = self.runs[start.run] = Run(execution_for(start, self.memory, self._shard_bytes), start)
-        except (ValueError, AtollError) as error:
+        except (ValueError, MemoryError, AtollError) as error:
             self._fail(start.run, error)
             return
         self._go(start.run, run, run.execution.begin)
@@ -301,7 +305,7 @@ class Station:
     def _fail(self, run_key: RunKey, error: Exception) -> None:
         """Give the data phase up; what still comes for it is read and forgotten."""
         self.runs.pop(run_key, None)
-        self.feed(DataDone(run_key, str(error)))
+        self.feed(DataDone(run_key, str(error)[:LARGEST_TEXT]))
         self.resume()
 
     def _value(self, run: Run) -> Any:

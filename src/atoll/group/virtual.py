@@ -158,7 +158,7 @@ class World:
     def _tick(self) -> None:
         """Stands for the helpers, who see whether a process is frozen, and for the master's own clock."""
         for port in self.ports:
-            if not port.closed and port.id:
+            if not port.closed and port.id in self.members:
                 state = "stopped" if port.process.frozen else "running"
                 self.tell_master(port.id, Beat(port.id, b"", state, b""))
         self.tell_master(0, Tick())

@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,8 @@ from atoll.model.tokenizer import ByteTokenizer
 from atoll.model.transformer import Transformer, TransformerConfig
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+MOST_CONTEXT: Final = 1 << 22
+"""Tokens. Its tables are made when the model is, whatever the weights' file holds."""
 TOKENIZER_CONFIG, HASHES = "tokenizer_config.json", "SHA256SUMS"
 
 _CONFIG_KEYS = {  # ours: Hugging Face's
@@ -65,10 +68,16 @@ def load_model(folder: Path) -> tuple[Transformer, ByteTokenizer]:
         folder = old  # a save was cut off between its two renames
     _check_hashes(folder)
     tokenizer = ByteTokenizer()
-    if (folder / TOKENIZER).read_text(encoding="utf-8") != tokenizer.to_json():
+    if (folder / TOKENIZER).read_bytes() != tokenizer.to_json().encode():
         raise InvalidData(f"{folder / TOKENIZER}: not the byte-level tokeniser, the only one known here")
-    model = Transformer(_read_config(folder / CONFIG))
-    weights = load_file(folder / WEIGHTS)
+    config = _read_config(folder / CONFIG)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise InvalidData(f"{folder / WEIGHTS}: can't be read: {error}") from error
+    if (held := sum(weight.numel() for weight in weights.values())) != config.parameters:
+        raise InvalidData(f"{folder / WEIGHTS}: holds {held} numbers, the model of {CONFIG} has {config.parameters}")
+    model = Transformer(config)
     try:
         if model.config.tie_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
@@ -158,9 +167,13 @@ def _hugging_face_config(config: TransformerConfig) -> dict[str, Any]:
 def _read_config(path: Path) -> TransformerConfig:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        return TransformerConfig(**{ours: saved[theirs] for ours, theirs in _CONFIG_KEYS.items()})
-    except (KeyError, TypeError, ValueError) as error:
+        values = {ours: saved[theirs] for ours, theirs in _CONFIG_KEYS.items()}
+        config = msgspec.convert(values, TransformerConfig)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidData(f"{path}: describes no model known here: {error}") from error
+    if config.context > MOST_CONTEXT:
+        raise InvalidData(f"{path}: a context of {config.context} tokens; at most {MOST_CONTEXT} are known here")
+    return config
 
 
 def _aside(folder: Path, what: str) -> Path:

@@ -63,6 +63,13 @@ class TransformerConfig:
         """`hidden`, resolved."""
         return -(-8 * self.width // 96) * 32 if self.hidden is None else self.hidden
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers a model of this shape learns; tied ones count once."""
+        attention = 2 * self.width * (self.width + self.key_heads * self.head_width)
+        layer = attention + 3 * self.width * self.mlp_width + 2 * self.width
+        return self.vocab_size * self.width * (1 if self.tie_embeddings else 2) + self.layers * layer + self.width
+
 
 class Linear(nn.Linear):
     def reset_parameters(self) -> None:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
+import numpy as np
 
 from atoll.errors import ProtocolError, Refused
 from atoll.net import preamble, tcp
@@ -105,6 +106,8 @@ class Channel:
         """Bytes that have come."""
         self.refused = False
         """True when the other side is atoll, but not as this one: another wire version, another token or CA."""
+        self.unruly = False
+        """True when the other side has said what nobody of ours says."""
         self.bucket: TokenBucket | None = None
         """Lets no more through than a rate; None: whatever the socket takes."""
         self.paused_s = 0.0
@@ -264,7 +267,7 @@ class Channel:
         if self._sequence == CONTROL:
             if length > LARGEST_CONTROL:
                 raise ProtocolError(f"a message of {length} bytes; at most {LARGEST_CONTROL} are allowed")
-            return memoryview(bytearray(length))
+            return np.empty(length, np.uint8).data  # takes memory as the bytes come, not when they are promised
         if length & LENT:
             if self.lender is None or self.place is _no_data:
                 raise ProtocolError("a frame in memory that we may not read")

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from atoll.errors import AtollError, Refused
+from atoll.errors import AtollError, ProtocolError, Refused
 from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.guard import OPEN, Guard
 from atoll.net.preamble import Greeting
@@ -156,7 +156,7 @@ class SocketLoop:
         sock.setblocking(False)
         try:
             code = sock.connect_ex(address)
-        except (OSError, OverflowError):  # others told us this address; it need not be one
+        except (OSError, OverflowError, TypeError, ValueError):  # others told us this address; it need not be one
             code = errno.EADDRNOTAVAIL
         if code not in (0, *_IN_PROGRESS):
             sock.close()
@@ -335,6 +335,7 @@ class SocketLoop:
             self._read(channel)
 
     def _refused(self, channel: Channel, error: Exception) -> None:
+        channel.unruly = isinstance(error, ProtocolError)
         if not isinstance(error, Refused) or channel.admitted:
             return
         channel.refused = True

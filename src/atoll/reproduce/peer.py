@@ -93,6 +93,7 @@ def main() -> None:
         except AtollError as error:
             if options.rejoin and group is None and isinstance(error, MasterLost):
                 say(event="turned away", message=str(error))  # it went while we stood at its door
+                time.sleep(PAUSE_S)
                 continue
             say(event="failed", kind=type(error).__name__, message=str(error))
             raise SystemExit(2) from None

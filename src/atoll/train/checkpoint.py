@@ -58,7 +58,13 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     about = metadata.get("about", "")
     if metadata.get("digest") != _digest(tensors, about):
         raise InvalidData(f"{path}: damaged (its digest doesn't fit)")
-    return tensors, json.loads(about)
+    try:
+        said = json.loads(about)
+    except (ValueError, RecursionError) as error:
+        raise InvalidData(f"{path}: what it says of its run can't be read: {error}") from None
+    if not isinstance(said, dict):
+        raise InvalidData(f"{path}: says nothing of its run")
+    return tensors, said
 
 
 def _digest(tensors: dict[str, torch.Tensor], about: str) -> str:
@@ -66,5 +72,5 @@ def _digest(tensors: dict[str, torch.Tensor], about: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().data)
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)  # NumPy lacks some types
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from atoll.errors import Expelled, InvalidConfig, MasterLost, PeerLost, Unfit
+from atoll.errors import Expelled, InvalidConfig, InvalidData, MasterLost, PeerLost, Unfit
 from atoll.group.facade import Group
 from atoll.group.state import SharedState
 from atoll.model.saved import save_model
@@ -89,6 +89,9 @@ class Trainer:
         tensors, about = load_newest(folder)
         if difference := _difference(about, self._essentials()):
             raise InvalidConfig(f"{folder}: the checkpoint is of another run: {difference}; resume with the same flags")
+        for name, tensor in {**self.state.tensors, **self.strategy.local()}.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise InvalidData(f"{folder}: the checkpoint holds no {name} of shape {list(tensor.shape)}")
         for name, tensor in self.state.tensors.items():
             tensor.copy_(tensors[name])
         self.strategy.load_local(tensors)
@@ -119,7 +122,7 @@ class Trainer:
     def _agree(self, group: Group) -> None:
         """Somebody came or went: the same intentions on all, and the same state."""
         mine = self._essentials()
-        oldest = json.loads(group.gather_bytes(json.dumps(mine).encode())[0])
+        oldest = _essentials_of(group.gather_bytes(json.dumps(mine).encode())[0])
         if difference := _difference(oldest, mine):
             raise InvalidConfig(f"the group trains something else: {difference}; join with the same flags and text")
         result = group.sync(self.state)
@@ -232,6 +235,17 @@ def make_strategy(s: TrainSettings, model: FlatModel) -> OuterLoop:
         outer_rate=s.outer_lr,
         outer_momentum=s.outer_momentum,
     )
+
+
+def _essentials_of(said: bytes) -> dict[str, Any]:
+    """What another peer says it trains."""
+    try:
+        theirs = json.loads(said)
+    except (ValueError, RecursionError):
+        theirs = None
+    if not isinstance(theirs, dict):
+        raise InvalidConfig("the oldest peer of the group doesn't say what it trains: all need the same atoll")
+    return theirs
 
 
 def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from atoll import codec
-from atoll.errors import Mismatch
+from atoll.errors import Mismatch, ProtocolError
 from atoll.group.api import Start, Ticket
 from atoll.group.collectives import schedules
 from atoll.group.collectives.execution import SHARD_BYTES, Array, Execution, combined, cut
@@ -18,6 +18,8 @@ from atoll.runtime.schedule import Lane, Schedule
 
 MANY: Final = 16
 """Blocks beyond which they are twice as large."""
+MOST_BYTES: Final = 1 << 38
+"""Of an all-to-all: what others say of theirs must not let us count blocks without end."""
 
 
 def execution_for(start: Start, memory: Memory, shard_bytes: int = SHARD_BYTES) -> Execution:
@@ -46,6 +48,8 @@ def value_of(ticket: Ticket, run: Execution, rank: int, world: int) -> Array | N
 
 def value_of_votes(ticket: Ticket, payloads: tuple[bytes, ...], dtype: np.dtype[Any], rank: int) -> Array:
     """The same for an operation so small that it travelled in the votes."""
+    if wrong := [r for r, payload in enumerate(payloads) if len(payload) != len(ticket.payload)]:
+        raise Mismatch(f"rank {wrong[0]} voted with {len(payloads[wrong[0]])} bytes, not {len(ticket.payload)}")
     rows = [np.frombuffer(payload, dtype) for payload in payloads]
     match ticket.kind:
         case "all_gather":
@@ -65,17 +69,40 @@ def encoded_counts(counts: list[int]) -> bytes:
     return msgspec.msgpack.encode(counts)
 
 
-def counts_of_votes(votes: tuple[bytes, ...], rank: int) -> list[int]:
-    """How many elements each rank gives to `rank`."""
-    return [msgspec.msgpack.decode(row, type=list[int])[rank] for row in votes]
+def counts_of_votes(votes: tuple[bytes, ...], rank: int, itemsize: int) -> list[int]:
+    """How many elements each rank gives to `rank`. Mismatch: as `counts_of`."""
+    return [row[rank] for row in _counts(list(votes), len(votes), itemsize)]
 
 
-def counts_of(plan: bytes, world: int) -> list[list[int]]:
-    """Row r: how many elements rank r gives to each."""
-    rows = [msgspec.msgpack.decode(row, type=list[int]) for row in msgspec.msgpack.decode(plan, type=list[bytes])]
+def counts_of(plan: bytes, world: int, itemsize: int) -> list[list[int]]:
+    """Row r: how many elements rank r gives to each. Mismatch: that can't be."""
+    return _counts(msgspec.msgpack.decode(plan, type=list[bytes]), world, itemsize)
+
+
+def _counts(votes: list[bytes], world: int, itemsize: int) -> list[list[int]]:
+    try:
+        rows = [msgspec.msgpack.decode(row, type=list[int]) for row in votes]
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Mismatch(f"somebody's vote doesn't say how many there are: {error}") from None
     if len(rows) != world or any(len(row) != world or min(row) < 0 for row in rows):
         raise Mismatch("peers disagree on how many there are")
+    if sum(map(sum, rows)) * itemsize > MOST_BYTES:
+        raise Mismatch(f"together they are more than {MOST_BYTES} bytes")
     return rows
+
+
+def plan_of(plan: bytes, world: int, tensors: int) -> Plan:
+    """An elected plan for a state of so many tensors. ProtocolError: it is none."""
+    try:
+        found = msgspec.msgpack.decode(plan, type=Plan)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"unreadable plan: {error}") from None
+    numbers = all(0 <= i < tensors for i in found.dirty) and len(found.dirty) == len(found.digests)
+    once = all(chain and len(set(chain)) == len(chain) for chain in (*found.chains, found.dirty or (0,)))
+    ranks = all(0 <= rank < world for chain in found.chains for rank in chain)
+    if not (numbers and once and ranks and bool(found.dirty) <= bool(found.chains)):
+        raise ProtocolError("a plan for other tensors or peers than there are")
+    return found
 
 
 class _Rounds:
@@ -143,8 +170,8 @@ class _Rounds:
         return self.over(steps, source, result, pieces)
 
     def all_to_all(self) -> Execution:
-        counts = counts_of(self.start.plan, self.world)
         source: Array = self.ticket.tensor
+        counts = counts_of(self.start.plan, self.world, source.itemsize)
         given, taken = counts[self.rank], [row[self.rank] for row in counts]
         result = self.memory.empty(source.size + sum(taken), source.dtype)
         result[: source.size] = source
@@ -178,8 +205,8 @@ class _Rounds:
 
     def sync(self) -> Execution:
         """The dirty tensors as one run of bytes, checked against the elected digests before anybody votes for them."""
-        plan = msgspec.msgpack.decode(self.start.plan, type=Plan)
         state: StateTensors = self.ticket.tensor
+        plan = plan_of(self.start.plan, self.world, len(state.names))
         mine = [chain for chain in plan.chains if self.rank in chain]
         if not mine:
             nothing = np.empty(0, np.uint8)

@@ -9,12 +9,14 @@ election any revision may stand and the highest wins, so that a run resumes from
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 MOST_GIVERS: Final = 4
 """Holders of the elected content that share the work of giving it."""
+MOST_REVISIONS: Final = 1 << 62
+"""Beyond that the next ones would soon have no number."""
 POPULAR, SEND_ONLY, RECEIVE_ONLY = "popular", "send", "receive"
 
 
@@ -39,7 +41,7 @@ class TensorNote(msgspec.Struct, frozen=True, array_like=True):
 class StateNote(msgspec.Struct, frozen=True, array_like=True):
     """One peer's vote: what it holds."""
 
-    revision: int
+    revision: Annotated[int, msgspec.Meta(ge=0, lt=MOST_REVISIONS)]
     strategy: str
     tensors: tuple[TensorNote, ...]
 
@@ -72,14 +74,20 @@ def elect(notes: Sequence[StateNote], incumbents: Set[int], most_givers: int = M
     """`notes` by rank; `incumbents`: the ranks that took part in the last agreement. `most_givers` 1: along the ring
     only."""
     world = range(len(notes))
-    for rule in (_mixed_strategies(notes), _nobody_stands(notes), _skipped_revision(notes, incumbents)):
+    for rule in (
+        _mixed_strategies(notes),
+        _nobody_stands(notes),
+        _skipped_revision(notes, incumbents),
+        _misfits(notes, incumbents),
+    ):
         if rule:
             return Election(None, rule)
-    winner = _winner(notes, incumbents)
-    expelled = {r: why for r in world if (why := _difference(notes[r], notes[winner]))}
-    for r in world:
-        if notes[r].strategy == SEND_ONLY and r not in expelled and not _same(notes[r], notes[winner]):
-            expelled[r] = "it may only send its state, but another one was elected"
+    winner = _winner(notes)
+    expelled = {
+        r: "it may only send its state, but another one was elected"
+        for r in world
+        if notes[r].strategy == SEND_ONLY and not _same(notes[r], notes[winner])
+    }
     if expelled:
         return Election(None, expelled)
     won = notes[winner]
@@ -104,14 +112,13 @@ def _chains(takers: list[int], holders: list[int], world: int, most_givers: int)
 
 
 def _mixed_strategies(notes: Sequence[StateNote]) -> dict[int, str]:
-    used = {n.strategy for n in notes}
-    if POPULAR not in used or used == {POPULAR}:
+    """The fewer have to go: one alone must not cost all others their places."""
+    popular = [r for r, n in enumerate(notes) if n.strategy == POPULAR]
+    others = [r for r, n in enumerate(notes) if n.strategy != POPULAR]
+    if not popular or not others:
         return {}
-    return {
-        r: f"strategy {n.strategy!r} can't be mixed with {POPULAR!r}"
-        for r, n in enumerate(notes)
-        if n.strategy != POPULAR
-    }
+    few, many = (popular, others) if len(popular) < len(others) else (others, popular)
+    return {r: f"strategy {notes[r].strategy!r} can't be mixed with {notes[many[0]].strategy!r}" for r in few}
 
 
 def _nobody_stands(notes: Sequence[StateNote]) -> dict[int, str]:
@@ -134,7 +141,16 @@ def _skipped_revision(notes: Sequence[StateNote], incumbents: Set[int]) -> dict[
     }
 
 
-def _winner(notes: Sequence[StateNote], incumbents: Set[int]) -> int:
+def _misfits(notes: Sequence[StateNote], incumbents: Set[int]) -> dict[int, str]:
+    """Whose tensors are others than most incumbents have, or than most have who were there first."""
+    signatures = [tuple(t.signature for t in n.tensors) for n in notes]
+    among_incumbents = Counter(signatures[r] for r in incumbents)
+    among_all = Counter(signatures)
+    model = min(range(len(notes)), key=lambda r: (-among_incumbents[signatures[r]], -among_all[signatures[r]], r))
+    return {r: why for r, note in enumerate(notes) if (why := _difference(note, notes[model]))}
+
+
+def _winner(notes: Sequence[StateNote]) -> int:
     """The lowest rank that holds the winning content: newest revision first, then most votes."""
     standing = [r for r, n in enumerate(notes) if n.strategy != RECEIVE_ONLY]
     votes = Counter((notes[r].revision, notes[r].tensors) for r in standing)

@@ -6,13 +6,13 @@ et al. 2025, arXiv 2505.14065), whose per-operation abort votes this rule replac
 """
 
 import hmac
-import ipaddress
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from atoll.group.api import MOST_OPERATIONS, MOST_SCOPES, MOST_VOTES, Close, Know, MasterAction, Say
+from atoll.group.membership.admission import MOST_LETTERS, MOST_STATES, plausible, unfit
 from atoll.group.membership.ballots import (
     Agreement,
     Ballot,
@@ -28,6 +28,7 @@ from atoll.group.membership.election import MOST_GIVERS
 from atoll.group.membership.recovery import Recovery, Remembered, majority
 from atoll.group.membership.rings import Pair
 from atoll.group.membership.roster import Change, Gone, Joined, Roster, Tick
+from atoll.group.membership.stalls import Stalls
 from atoll.group.membership.topology import LinkMap
 from atoll.group.messages import (
     LARGEST_PAYLOAD,
@@ -68,16 +69,8 @@ PROBING_S: Final = 8.0
 MEASURING_S: Final = 20.0
 """Spent on it in one attempt; the rest is measured when the group opens again."""
 FORMING_S: Final = 15.0
-BLAME_S: Final = 2.0
-"""So long all have to say that no data comes, before somebody is blamed for it."""
 LOSSES_KEPT: Final = 20
-MOST_LETTERS: Final = 128
-MOST_LABELS: Final = 16
 LARGEST_NOTE: Final = 1 << 20
-MOST_KEPT: Final = 2048
-MOST_NUMBER: Final = 1 << 60
-MOST_STATES: Final = 1024
-"""Shared states, one per name of a subgroup, whose last agreement is remembered."""
 
 
 @dataclass
@@ -143,9 +136,7 @@ class Master:
         self._unsaid: list[Loss] = []
         self._reason = ""
         self._dials: dict[int, int] = {}
-        self._stalled: dict[int, tuple[int, ...]] = {}
-        """Who gets no data any more, and whose it waits for."""
-        self._stalled_since = 0.0
+        self._stalls = Stalls()
         self._one_giver: set[str] = set()
         """Shared states that came out wrong where several gave them."""
         self._now = 0.0
@@ -157,7 +148,7 @@ class Master:
         match event:
             case AskStatus():
                 self._say([who], self.status())
-            case Hello() | Return() if why := self._unfit(who, event):
+            case Hello() | Return() if who not in self.roster.members and (why := unfit(event, self.roster.members)):
                 self._out += [Say(who, Refuse(why)), Close(who)]
             case Hello():
                 self._on_hello(who, event)
@@ -233,30 +224,6 @@ class Master:
             self._guarded = self._guarded or event.masters > 1
             self._changed(self.roster.handle(self._last_id, event, self._now))
 
-    def _unfit(self, who: int, event: Hello | Return) -> str:
-        """Why this peer can't be a member; empty: it can."""
-        hello, known_as = (event, who) if isinstance(event, Hello) else (event.hello, event.id)
-        try:
-            address = ipaddress.ip_address(hello.host)
-        except ValueError:
-            address = ipaddress.ip_address("0.0.0.0")
-        if address.is_unspecified or not 0 < hello.port < 1 << 16:
-            return f"{hello.host!r}, port {hello.port}, is not an address others could dial"
-        if (
-            max(map(len, [hello.name, hello.machine, hello.door, *hello.labels, *hello.labels.values()])) > MOST_LETTERS
-            or len(hello.labels) > MOST_LABELS
-        ):
-            return f"a name or label may have {MOST_LETTERS} letters, and there may be {MOST_LABELS} labels"
-        local = address.is_loopback
-        for member in self.roster.members.values():
-            if member.id != known_as and ipaddress.ip_address(member.seat.host).is_loopback != local:
-                here, there = (hello.host, member.seat.host) if local else (member.seat.host, hello.host)
-                return (
-                    f"one peer can only be dialled on its own machine ({here}), another from the network ({there}): "
-                    "let all of them join by the master's network address"
-                )
-        return ""
-
     def _say(self, ids: Iterable[int], *messages: ToPeer | Status) -> None:
         self._out += [Say(i, message) for message in messages for i in ids]
 
@@ -301,7 +268,7 @@ class Master:
 
     def _on_return(self, who: int, event: Return) -> None:
         known = self.roster.members.get(event.id)
-        if not _plausible(event) or (known and not hmac.compare_digest(known.secret, event.secret)):
+        if not plausible(event) or (known and not hmac.compare_digest(known.secret, event.secret)):
             self._out += [Say(who, Refuse("what it says of itself can't be")), Close(who)]
             return
         left_behind = self.remembered.left_behind(event)
@@ -386,7 +353,7 @@ class Master:
     def _form(self, ids: Iterable[int], opened: bool) -> None:
         """Begin (again) to establish. Whatever was undecided has thereby failed."""
         self.ballots.clear()
-        self._stalled.clear()
+        self._stalls.clear()
         self.epoch += 1
         ring = self.links.order(ids)
         if not ring:
@@ -440,7 +407,7 @@ class Master:
     def _hurry(self) -> None:
         """Nobody may hold an attempt up for ever."""
         forming = self.forming
-        if self._stalled and self._now - self._stalled_since >= BLAME_S:
+        if self._stalls.due(self._now):
             self._blame()
         if forming and forming.awaited:
             if self._now - forming.since >= PROBING_S:
@@ -566,18 +533,14 @@ class Master:
             return
         self._reason = self._reason or f"{self.roster.members[who].name}: {event.why}"
         if event.awaited:
-            self._stalled_since = self._stalled_since if self._stalled else self._now
-            self._stalled[who] = event.awaited
+            self._stalls.note(who, event, self._now)
         else:
             self._form(self.ring, opened=False)
 
     def _blame(self) -> None:
-        """Data stands still. Most wait for somebody who waits himself; who is waited for and waits for nobody has voted
-        but doesn't send."""
-        awaited = {i for some in self._stalled.values() for i in some}
-        idle = [i for i in self.ring if i in awaited and i not in self._stalled]
-        if idle:
-            self._changed([c for i in idle for c in self.roster.drop(i, "voted, but sent no data")])
+        """Data stands still, and all who wait for some have said so."""
+        if to_blame := self._stalls.to_blame(self.ring):
+            self._changed([c for i, why in to_blame.items() for c in self.roster.drop(i, why)])
         else:
             self._form(self.ring, opened=False)
 
@@ -627,17 +590,5 @@ class Master:
         return Status(
             self.epoch, self.forming is not None, revision, self.seq, lines, losses,
             self.links.links(list(ranks)), self.links.why(self._inside, lambda i: names[i]),
+            self.recovery.note if self.recovery else "",
         )  # fmt: skip
-
-
-def _plausible(event: Return) -> bool:
-    """Can a member of ours have said that? Its numbers are carried on."""
-    view = event.view
-    numbers = [event.id, event.attempt, event.seq, view.epoch, *view.ring]
-    return (
-        event.id > 0
-        and all(0 <= number < MOST_NUMBER for number in numbers)
-        and event.kept <= MOST_KEPT
-        and len(event.agreements) <= MOST_STATES
-        and event.id in view.ring
-    )

@@ -114,6 +114,15 @@ class Recovery:
             self.standby or self.remembered.guarded or any(one.said.hello.masters > 1 for one in self.returned.values())
         )
 
+    @property
+    def note(self) -> str:
+        """For people: what it waits for."""
+        view = self.view
+        if view is None:
+            return "stands by" if self.standby else "waits for the members of the group of before"
+        need = ", most of them are needed" if self.guarded else ""
+        return f"takes over a group: {len(self.returned)} of {len(view.ring)} have come back{need}"
+
     def complete(self, now: float) -> bool:
         """Can the group go on?"""
         there = {i for i, one in self.returned.items() if one.whole}

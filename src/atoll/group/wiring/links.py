@@ -30,6 +30,8 @@ from atoll.net.neighbour import Neighbour, address_of
 log = logging.getLogger("atoll.group")
 
 DIAL_S: Final = 3.0
+ACKNOWLEDGED_S: Final = 5.0
+"""A link that isn't by then is none: so whoever doesn't answer is named, before the master must drop both ends."""
 CONNECTIONS: Final = 8
 """Of a long link: one alone recovers too slowly from a lost packet."""
 MOST_CONNECTIONS: Final = 16
@@ -202,6 +204,12 @@ class Links:
         self._listen(epoch, out, channel)
         hello = LinkHello(epoch, self._station.peer.id, self._key, address, self._proof if address else b"")
         self._net.send(channel, CONTROL, messages.encode(hello))
+        timer = self._net.after(ACKNOWLEDGED_S, lambda: self._check_ready(epoch, out, channel))
+        out.cancel.append(lambda: self._net.cancel(timer))
+
+    def _check_ready(self, epoch: int, out: _Out, channel: Channel) -> None:
+        if channel in out.channels and channel not in out.ready:
+            self._down(epoch, out.to, f"didn't acknowledge the link within {ACKNOWLEDGED_S:g} s")
 
     def _said(self, epoch: int, out: _Out, channel: Channel, frame: Frame) -> None:
         message = messages.decode_on_link(frame.here)

@@ -37,11 +37,16 @@ class Search:
         self._alarm: int | None = None
         self._why = ""
 
+    @property
+    def on(self) -> bool:
+        """Is it under way?"""
+        return self._alarm is not None
+
     def begin(self, why: str) -> bool:
         """The master is gone. False: it is not looked for."""
         if not self._patience_s:
             return False
-        if self._alarm is None:
+        if not self.on:
             log.warning("the master is gone (%s): looking for it for %g s", why, self._patience_s)
             self._why, self._pause_s = why, _PAUSE_S
             self._until = time.monotonic() + self._patience_s
@@ -62,7 +67,7 @@ class Search:
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     def _dial(self) -> None:
-        if self._alarm is None:
+        if not self.on:
             return
         self._tried = (self._tried + 1) % len(self._addresses)
         address = self._addresses[self._tried]
@@ -76,10 +81,10 @@ class Search:
         self._net.dial(numeric, left_s, lambda channel: self._connected(channel, address), lambda _: self._again())
 
     def _connected(self, channel: Channel, address: Address) -> None:
-        if self._alarm is None:
-            channel.close()
-        else:
+        if self.on:
             self._found(channel, address)
+        else:
+            channel.close()
 
     def _give_up(self) -> None:
         self._alarm = None

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Final
 
-from atoll.errors import AtollError, InvalidConfig, MasterLost
+from atoll.errors import AtollError, InvalidConfig, MasterLost, ProtocolError
 from atoll.group import messages
 from atoll.group.api import (
     LARGEST_FRAME,
@@ -22,6 +22,7 @@ from atoll.group.api import (
     Ticket,
 )
 from atoll.group.collectives.execution import SHARD_BYTES
+from atoll.group.legality import wrong_with
 from atoll.group.messages import Establish, Seat, Status, ToMaster, Welcome
 from atoll.group.peer import Peer
 from atoll.group.station import Station, Take
@@ -197,7 +198,8 @@ class Wire:
         elif now - self._moved_at > (patience_s := self._patience_s()):
             self._moved_at = now
             awaited = tuple(sorted(station.awaited()))
-            self._feed(LinkDown(station.epoch, self.id, f"no data for {patience_s:.0f} s", awaited))
+            why = f"no data for {patience_s:.0f} s"
+            self._feed(LinkDown(station.epoch, self.id, why, awaited, station.received()))
         if self._helper:
             self._helper.keep()
         self._net.after(_CHECK_S, self._check)
@@ -214,6 +216,8 @@ class Wire:
         message = messages.decode_to_peer(frame.here)
         if isinstance(message, Status):
             return
+        if wrong := wrong_with(self._peer, message):
+            raise ProtocolError(f"it {wrong}")
         self._feed(message)
         if isinstance(message, Welcome) and self._helper:
             self._helper.start(message.id, message.secret)
@@ -221,7 +225,9 @@ class Wire:
             self._search.settled()
 
     def _master_gone(self, channel: Channel, why: str) -> None:
-        if channel.refused or self._peer.over or not self._peer.id or not self._search.begin(why):
+        stranger = not (self._peer.id or self._search.on)
+        final = channel.refused or channel.unruly or stranger or self._peer.over
+        if final or not self._search.begin(why):
             self._search.settled()
             self._feed(MasterGone(why if channel.refused else f"the master is gone: {why}", channel.refused))
         else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from atoll.reproduce.api import Line, Say
 from atoll.reproduce.pccl.collectives import collectives, quantised
 from atoll.reproduce.pccl.elections import elections, peer_groups
-from atoll.reproduce.pccl.faults import churn, kill_in_a_large_reduce, newcomer_during_a_reduce
+from atoll.reproduce.pccl.faults import churn, kill_in_a_large_reduce, master_restarts, newcomer_during_a_reduce
 from atoll.reproduce.pccl.misuse import wrong_use
 from atoll.reproduce.pccl.networks import networks
 from atoll.reproduce.pccl.speed import speed
@@ -24,3 +24,4 @@ def demonstrate(full: bool, seed: int, say: Say) -> Iterator[Line]:
     yield from elections(say)
     yield from wrong_use(say)
     yield peer_groups(say)
+    yield master_restarts(say)

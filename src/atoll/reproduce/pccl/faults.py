@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,64 @@ def kill_in_a_large_reduce(say: Say) -> Iterator[Line]:
         "right, equal",
         f"{'right' if right else 'wrong'}, {'equal' if equal else 'unequal'}",
         judged(right and equal),
+    )
+
+
+def master_restarts(say: Say) -> Line:
+    """Twice, at a time when operations are on their way."""
+    say("the master is killed and started again, twice")
+    steps: dict[str, list[dict[str, Any]]] = {name: [] for name in "abc"}
+    trouble: list[str] = []
+    address: list[str] = []
+
+    def line(name: str, text: str) -> None:
+        said = json.loads(text)
+        if said["event"] == "listening":
+            address.append(said["address"])
+        elif said["event"] == "step":
+            steps[name].append(said)
+        elif said["event"] in ("expelled", "failed"):
+            trouble.append(f"{name} {said['event']}: {said['message']}")
+
+    def wait_until(children: LocalProcesses, ready: Callable[[], bool], seconds: float = 40.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready() and time.monotonic() < deadline:
+            children.wait_any(0.2)
+
+    def all_past(revision: int) -> bool:
+        return all(some and some[-1]["revision"] >= revision for some in steps.values())
+
+    with tempfile.TemporaryDirectory() as folder, LocalProcesses(Path(folder)) as children:
+
+        def start_master(listen: str) -> None:
+            argv = [sys.executable, "-m", "atoll", "master", "--json", "--listen", listen]
+            children.start([*argv, "--state", str(Path(folder) / "master.json")], "master", stdout=line)
+
+        start_master("127.0.0.1:0")
+        wait_until(children, lambda: bool(address))
+        for name in steps:
+            argv = [sys.executable, "-m", "atoll.reproduce.peer", address[0], str(FOREVER), "--tags", "8"]
+            children.start([*argv, "--min-world", "3"], name, stdout=line, env={"OMP_NUM_THREADS": "1"})
+        wait_until(children, lambda: all_past(20))
+        for _ in range(2):
+            children.kill("master")
+            wait_until(children, lambda: "master" not in children.alive())
+            start_master(address[0])
+            target = 20 + max(some[-1]["revision"] for some in steps.values() if some)
+            wait_until(children, lambda target=target: all_past(target))  # type: ignore[misc]
+        alive = set(steps) <= set(children.alive())
+    gap_s = max((b["at"] - a["at"] for some in steps.values() for a, b in pairwise(some)), default=float("inf"))
+    revisions = [said["revision"] for some in steps.values() for said in some]
+    skipped = sum(b["revision"] - a["revision"] != 1 for some in steps.values() for a, b in pairwise(some))
+    taken = len(set(revisions))
+    differ = len({(s["revision"], s["hash"]) for some in steps.values() for s in some}) - taken
+    return Line(
+        "8q",
+        "the master is killed and started again: peers come back with their revision, no step is lost or taken twice",
+        "nobody leaves, no step skipped, equal states, gap <= 5 s",
+        f"{taken} steps, {skipped} skipped or taken twice, {differ} states differ, longest gap {gap_s:.1f} s"
+        + "".join(f"; {text}" for text in trouble[:2]),
+        judged(alive and not trouble and not skipped and not differ and gap_s <= 5.0 and len(address) == 3),
     )
 
 

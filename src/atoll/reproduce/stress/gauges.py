@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -71,6 +72,13 @@ class Gauges:
             life.at_s.append(now)
             life.bytes.append(rss)
             life.descriptors.append(descriptors)
+
+    def write(self, file: Path) -> None:
+        """All samples: name, process, seconds, bytes, descriptors."""
+        with file.open("w") as out:
+            for (name, pid), life in self._lives.items():
+                for sample in zip(life.at_s, life.bytes, life.descriptors, strict=True):
+                    out.write(f"{name},{pid},{','.join(f'{value:.0f}' for value in sample)}\n")
 
     def growths(self, seconds: float) -> list[Growth]:
         """Of each name, in its longest life; without the beginning, in which all grow."""

@@ -55,4 +55,6 @@ def stress(
             report = churn.run(seconds)
     finally:
         del os.environ[MARK]
+    if folder is not None:
+        gauges.write(folder / "gauges.csv")
     return Result(report, gauges.growths(seconds), left_behind(mark, before))
