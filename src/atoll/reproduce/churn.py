@@ -161,6 +161,8 @@ class Plan:
     """So many of the first ones are never killed."""
     options: tuple[str, ...] = ("--tags", "8")
     """For each peer."""
+    env: tuple[tuple[str, str], ...] = ()
+    """More of their environment, and the master's."""
     surroundings: Surroundings = field(default_factory=Open)
 
 
@@ -283,7 +285,8 @@ class Churn:
         address, options = self.plan.surroundings.enter(member, self.address)
         argv = [sys.executable, "-m", "atoll.reproduce.peer", address, str(FOREVER), "--pace", "0.01", "--rejoin"]
         argv += ["--name", member.name, *self.plan.options, *options]
-        child = self.processes.start(argv, member.name, stdout=self._line, env={"OMP_NUM_THREADS": "1"})
+        env = {"OMP_NUM_THREADS": "1", **dict(self.plan.env)}
+        child = self.processes.start(argv, member.name, stdout=self._line, env=env)
         member.pid = child.pid
         self.members[member.name] = member
         return member.name
@@ -292,7 +295,7 @@ class Churn:
         """At that address; with what the one before wrote down."""
         argv = [sys.executable, "-m", "atoll", "master", "--json", "--state", str(self._state), "--listen", address]
         argv += options
-        self.master_pid = self.processes.start(argv, MASTER, stdout=self._line).pid
+        self.master_pid = self.processes.start(argv, MASTER, stdout=self._line, env=dict(self.plan.env)).pid
 
     def kill_master(self) -> None:
         """SIGKILL."""

@@ -17,6 +17,8 @@ _QUIET: Final = 0.3, 0.9
 """From which to which part of a run the master is left alive: how its memory grows shows only in a long life."""
 UNMEASURED: Final = ("--no-measure",)
 """To measure links takes a while in which all wait: seconds for ten peers under a new master, which knows none yet."""
+GIVE_BACK: Final = (("MALLOC_TRIM_THRESHOLD_", "131072"), ("MALLOC_MMAP_THRESHOLD_", "131072"))
+"""Have glibc return what is freed: it keeps up to 30 MB of it else, and one couldn't see what is really held."""
 SIZES: Final = "16,600,16,20000"
 
 
@@ -96,6 +98,7 @@ class Trouble:
             most=10,
             elders=3,
             options=("--tags", "5", "--carry", "3", "--size", SIZES),
+            env=GIVE_BACK,
             surroundings=self._streets,
         )
 

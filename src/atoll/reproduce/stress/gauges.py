@@ -13,8 +13,8 @@ LONGEST_WARM_UP_S: Final = 120.0
 _WARM_UP: Final = 0.3
 _WINDOWS: Final = 12
 _FEWEST: Final = 120
-MOST_BYTES: Final = 20e6
-MOST_DESCRIPTORS: Final = 16.0
+MOST_BYTES: Final = 10e6
+MOST_DESCRIPTORS: Final = 10.0
 
 
 @dataclass(frozen=True)
