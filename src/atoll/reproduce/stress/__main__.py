@@ -24,7 +24,7 @@ _SURVIVED: Final = (
 
 
 def main() -> int:
-    """0: all held; 1: something didn't; 2: it couldn't be tried."""
+    """0: all held; 1: something didn't; 2: it couldn't be tried; 130: Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m atoll.reproduce.stress", description=str(stress.__doc__))
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=None, help="by default another one each time")
@@ -42,6 +42,8 @@ def main() -> int:
     except AtollError as error:
         Console(stderr=True).print(f"it couldn't be tried: {error}", markup=False)
         return 2
+    except KeyboardInterrupt:
+        return 130
     if options.json:
         _say(json.dumps({"event": "result", "seed": seed, **summary(result)}))
     else:
