@@ -1,9 +1,10 @@
 PYTHON ?= python3
 MINUTES ?= 10
+SEED ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check fuzz bench docs reproduce
+.PHONY: help setup train test test-slow check fuzz bench docs reproduce stress
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +37,9 @@ docs: .venv/ready-dev ## build the documentation into site/
 
 reproduce: .venv/ready ## check the claims of the first system on this machine
 	$(BIN)/atoll reproduce pccl
+
+stress: .venv/ready ## put a group under all that can go wrong, for MINUTES=10, from SEED=
+	$(BIN)/python -m atoll.reproduce.stress --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 # Stamps, so that a second `make` is instant: what users need, and what developers need on top.
 .venv/bin/python:
