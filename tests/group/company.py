@@ -21,7 +21,7 @@ from atoll.net.channel import HEADER, LENT, WHERE
 from atoll.net.neighbour import address_of
 from tests.group.test_hostile import FIRST, assert_closed, framed, said
 
-SIZES = (100, 8_000, 50_000)  # in the vote; while the votes travel; after them, in frames that are lent
+SIZES = (100, 8_000, 100_000)  # in the vote; while the votes travel; after them, in frames that are lent
 KNOCK, PORT = "door", "port"
 WAYS = ["direct reads", "shared memory", "TCP"]
 """The second where `Neighbour.holds` says no."""

@@ -425,8 +425,13 @@ def test_ten_thousand_half_open_connections_stop_nobody_and_keep_nobody_out(targ
 
 
 def test_what_is_wrong_with_a_token_or_a_certificate_is_said_in_one_line(
-    tmp_path: Path, token_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    token_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    caplog.set_level(logging.ERROR, "atoll.net")  # what the master says of it, which elsewhere is another process
     monkeypatch.chdir(tmp_path)
     wrong = tmp_path / "wrong.token"
     wrong.write_text(OTHER)

@@ -464,9 +464,11 @@ def test_an_empty_frame_of_what_nobody_runs_costs_nothing(company: Company, what
 
 def test_empty_frames_in_the_place_of_data_cost_the_link_and_nothing_else(company: Company) -> None:
     epoch = company.epoch
-    with Caller(company, PORT) as insider:
-        insider.enter(company.groups[1].id)
-        now = company.master._policy.seq
+    ids = [group.id for group in company.groups]
+    first = ids.index(min(ids))  # to whom the others' first pieces go
+    with Caller(company, PORT, first) as insider:
+        insider.enter(max(ids))
+        now = company.master._policy.votes.seq
         insider.sendall(b"".join(HEADER.pack(now + ahead, 0, 1) for ahead in range(1, 30)))
         assert_closed(insider)
     company.come_to(lambda: company.epoch > epoch, "no new epoch")

@@ -70,7 +70,7 @@ def check(run: Run, folder: Path) -> None:
             assert tensors["parameters"].equal(peer.parameters)
     assert all(len(hashes) == 1 for hashes in ends.values()), f"final states differ: {ends}"
     assert bool(savers) == bool(ends), "nobody saved the end"
-    assert not run.world.master.ballots
+    assert not run.world.master.votes.ballots
 
 
 def replay(seed: int) -> Run:
