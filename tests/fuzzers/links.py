@@ -26,7 +26,6 @@ from atoll.group.messages import (
     Filled,
     Filler,
     LinkAck,
-    Linked,
     LinkHello,
     Returned,
     Seat,
@@ -106,7 +105,7 @@ class World:
 
     def tell(self, message: Any, patient: bool = False) -> None:
         assert messages.decode_to_master(messages.encode(message)) == message
-        if isinstance(message, Broken) or (isinstance(message, Linked) and message.failed):
+        if isinstance(message, Broken):
             self.lost += 1
             assert self.insider, f"a stranger broke a link: {message}"
 

@@ -16,10 +16,11 @@ import numpy as np
 import atoll
 from atoll.errors import AtollError, Expelled, MasterLost, ProtocolError, Refused
 from atoll.group import messages
-from atoll.group.api import LinkDown, LinkUp, MasterGone, Measured, Relink, Series, Ticket, unvoted_seq
+from atoll.group.api import DataOverdue, LinkDown, LinkUp, MasterGone, Measured, Relink, Series, Ticket, unvoted_seq
 from atoll.group.legality import wrong_with
 from atoll.group.membership.election import Plan
 from atoll.group.messages import (
+    Broken,
     Commence,
     Complete,
     Crossed,
@@ -163,10 +164,11 @@ class World:
             to, epoch = RING[how % 3], self.epoch + (how >> 2 & 1)
             kinds: list[Any] = [
                 LinkUp(epoch, to, 1e-3, "TCP"),
-                LinkDown(epoch, to, "reset"),
+                LinkDown(epoch, US, to, "reset", made=bool(how & 8)),
+                DataOverdue(epoch, "no data", (to,), 9),
                 Measured(epoch, to, 1e8, 1e-3),
             ]
-            self.station.feed(kinds[choices.number() % 3])
+            self.station.feed(kinds[choices.number() % 4])
             return
         source = (2, 3, 2, 9)[how & 3]
         seq = choices.number(8) if how & 4 else self.some_seq(choices.number())
@@ -188,7 +190,7 @@ class World:
             else:
                 self.station.arrived(source, seq, word, data)
         except ProtocolError as error:
-            self.station.feed(LinkDown(self.epoch, source, str(error)))
+            self.station.feed(LinkDown(self.epoch, source, US, str(error)))
 
     def due(self, how: int, body: bytes) -> None:
         """What running data phases wait for, with these bytes in it."""
@@ -217,12 +219,12 @@ class World:
                 self.open()
             case Topology():
                 self.open()
-            case Linked() if not said.failed:
+            case Linked():
                 opened = self.peer.opening is not None
                 pace = Pace(1e-3, 1e-3, 1e9, 1e9) if how & 1 else Pace()
                 lost = () if opened else (Loss(9, "x", "died"),)
                 self.say(View(self.epoch, self.ring, opened, bool(how & 2), lost, "", pace))
-            case Linked():
+            case Broken():
                 self.establish()
             case Initiate():
                 self.initiated(said, how, body)

@@ -1,5 +1,5 @@
-"""The whole stack in virtual time: real programs on the public API, while processes crash, freeze and arrive, and the
-master is killed and another takes over.
+"""The whole stack in virtual time: real programs on the public API, while processes crash, freeze and arrive, the
+master is killed and another takes over, and some can't reach each other.
 
 python -m tests.group.churn 17           # replay one seed
 python -m tests.group.churn 0 5000       # a range
@@ -150,6 +150,9 @@ def build(seed: int) -> tuple[World, Traces]:
         at = int(dice.random() * 0.05e9)
         world.loop.post(at, world.kill_master)
         world.loop.post(at + dice.choice([1, 3_000_000, 300_000_000]), world.start_master)
+    if dice.random() < 0.3:  # some pairs can't reach each other, one way or both
+        names = [process.name for process in world.processes]
+        world.walls = {(dice.choice(names), dice.choice(names)) for _ in range(dice.randint(1, 3))}
     return world, traces
 
 

@@ -348,7 +348,7 @@ class Box:
             self.go()
 
     def dialled(self, called: int, epoch: int, by: "Box") -> None:
-        event = LinkDown(epoch, called, "refused") if self.dead else LinkUp(epoch, called)
+        event = LinkDown(epoch, by.id, called, "refused", made=False) if self.dead else LinkUp(epoch, called)
         self.world.post((called, by.id, epoch), by, by.feed, event)
 
     def data(self, epoch: int, run: RunKey, world: int) -> None:
@@ -363,7 +363,7 @@ class Box:
             other = self.world.members[self.ring[(self.ring.index(self.id) + 1) % len(self.ring)]]
             for a, b in ((self, other), (other, self)):
                 self.world.broken.add((self.live, a.id, b.id))
-                self.world.post((a.id, b.id, self.live), b, b.feed, LinkDown(self.live, a.id, "reset"))
+                self.world.post((a.id, b.id, self.live), b, b.feed, LinkDown(self.live, b.id, a.id, "reset"))
 
     def say(self, message: Any) -> None:
         if self.side.connections.get(self.who) is self and self.side.lines.get(self.who) == self.line:
@@ -401,7 +401,9 @@ class Box:
         self.world.post((self.number, "master"), None, self.say, Gone(why))
         for box in self.world.boxes.values():
             if not box.dead and box.live > 0 and self.id in box.ring:
-                self.world.post((self.id, box.id, box.live), box, box.feed, LinkDown(box.live, self.id, "reset"))
+                self.world.post(
+                    (self.id, box.id, box.live), box, box.feed, LinkDown(box.live, self.id, box.id, "reset")
+                )
 
 
 class World:

@@ -219,8 +219,8 @@ def test_two_hundred_idle_connections_disturb_nobody(training: Training, target:
 
 WORDS: dict[str, Callable[[int], messages.Message]] = {
     "done": lambda member: Complete(1),
-    "a broken link": lambda member: Broken(1, "the link broke"),
-    "can't dial": lambda member: Linked(1, (member,)),
+    "a broken link": lambda member: Broken(1, member, member, "the link broke"),
+    "can't dial": lambda member: Broken(1, 1, member, "refused", False),
     "let them in": lambda member: Topology(),
     "a vote": lambda member: Initiate(1, 0, "all_reduce"),
     "a vote of 1 MiB": lambda member: Initiate(1, 0, "all_reduce", bytes(1 << 20)),

@@ -302,7 +302,8 @@ COSTS_ITSELF: dict[str, Callable[[int], bytes]] = {
     "a second hello that is unfit": lambda epoch: said(Hello("nowhere", 1)),
     "a vote cast twice": lambda epoch: 2 * said(Initiate(epoch, 9, "twice", b"", False)),
     "a vote of 1 MiB": lambda epoch: said(Initiate(epoch, 9, "large", bytes(1 << 20), False)),
-    "a reason of 1 MiB": lambda epoch: said(Broken(epoch, "x" * (1 << 20))),
+    "a reason of 1 MiB": lambda epoch: said(Broken(epoch, 1, 2, "x" * (1 << 20))),
+    "a link that is none of its own": lambda epoch: said(Broken(epoch, 1, 1, "cut")),
     "a farewell": lambda epoch: said(Bye()),
     "the words of another master": lambda epoch: said(View(epoch, (1,), True)),
 }
@@ -310,11 +311,11 @@ COSTS_NOBODY: dict[str, Callable[[int], bytes]] = {
     "an end before its beginning": lambda epoch: said(Complete(1 << 40)),
     "the same end twice": lambda epoch: 2 * said(Complete(1)),
     "a fault of what is long decided": lambda epoch: said(Complete(1, "wrong")),
-    "a link of an epoch long past": lambda epoch: said(Linked(0, (1, 2))),
-    "a link of an epoch to come": lambda epoch: said(Linked(epoch + 1, (1, 2))),
+    "a link of an epoch long past": lambda epoch: said(Linked(0)),
+    "a link of an epoch to come": lambda epoch: said(Linked(epoch + 1)),
     "a vote of an epoch long past": lambda epoch: said(Initiate(0, 0, "all_reduce")),
     "a vote of an epoch to come": lambda epoch: said(Initiate(epoch + 1, 0, "all_reduce")),
-    "a broken link of an epoch long past": lambda epoch: said(Broken(0, "cut")),
+    "a broken link of an epoch long past": lambda epoch: said(Broken(0, 1, 2, "cut")),
     "a measurement nobody asked for": lambda epoch: said(Probed(epoch, 1, 1.0, 1.0)),
     "beats without proof": lambda epoch: said(Beat(1, b"guessed", "gone", bytes(8))),
 }
@@ -383,7 +384,8 @@ def test_a_newcomer_that_never_makes_its_links_is_lost_alone(
         newcomer.settimeout(20.0)
         assert_closed(newcomer)
     reasons = {loss.reason for _, loss in trio.master._policy.losses if loss.name == "silent"}
-    assert reasons == {"its neighbour can't reach it"}
+    assert reasons
+    assert all(reason.endswith("can't reach it") for reason in reasons)
 
 
 @pytest.mark.parametrize("host", ["::1%\0", "::1%" + "ö" * 50, "::1%nowhere"], ids=ascii)

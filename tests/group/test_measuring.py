@@ -10,7 +10,19 @@ from atoll.group.api import Close, Say
 from atoll.group.membership.master import PROBING_S, Master
 from atoll.group.membership.rings import EXACT, best_ring, quality
 from atoll.group.membership.roster import Gone, Tick
-from atoll.group.messages import Beat, Complete, Establish, Hello, Initiate, Linked, Probe, Probed, Topology, View
+from atoll.group.messages import (
+    Beat,
+    Broken,
+    Complete,
+    Establish,
+    Hello,
+    Initiate,
+    Linked,
+    Probe,
+    Probed,
+    Topology,
+    View,
+)
 
 Rate = Callable[[int, int], float]
 
@@ -43,8 +55,8 @@ class Members:
                     case Say(other, Establish(epoch, ring)):
                         ids = [seat.id for seat in ring]
                         after = ids[(ids.index(other) + 1) % len(ids)]
-                        failed = (after,) if (other, after) in self.unreachable else ()
-                        queue.append((other, Linked(epoch, failed, 0.01)))
+                        up = (other, after) not in self.unreachable
+                        queue.append((other, Linked(epoch, 0.01) if up else Broken(epoch, other, after, "no", False)))
                     case Say(other, Probe(epoch, to)):
                         assert not asked & {other, to}, "somebody is measured twice at a time"
                         asked |= {other, to}
@@ -134,7 +146,7 @@ def test_a_link_on_which_nothing_comes_is_given_up_and_avoided() -> None:
         peers.tick(1.0)
     edges = set(zip(peers.ring, peers.ring[1:] + peers.ring[:1], strict=True))
     assert not edges & {(1, 2), (2, 1)}
-    assert peers.views[-1].pace.any_bytes_per_s == 1.0, "others must not use it either"
+    assert peers.views[-1].pace.mesh is False, "others must not use it either"
 
 
 def test_one_that_dies_while_it_is_measured_holds_nobody_up() -> None:
@@ -189,6 +201,6 @@ def test_probes_nobody_asked_for_change_nothing() -> None:
     ring = peers.ring
     peers(1, Probed(peers.views[-1].epoch, 2, 1e-3, 9.0))
     peers(1, Complete(77))
-    assert peers.master.links.rates.get(1, 2) == 1e6
+    assert peers.master.links.rate(1, 2) == 1e6
     assert peers.ring == ring
     assert not peers.closed

@@ -44,6 +44,7 @@ from atoll.group.messages import (
     Return,
     Returned,
     Seat,
+    Stalled,
     Status,
     Topology,
     Verdict,
@@ -56,14 +57,15 @@ GOLDEN: list[tuple[Message, str]] = [
         Hello("10.0.0.2", 4000, "anna", {"zone": "b"}, 3, "m1", "d1", 2),
         "9901a831302e302e302e32cd0fa0a4616e6e6181a47a6f6e65a16203a26d31a2643102",
     ),
-    (Linked(5, (2, 300), 0.5, "TCP"), "9502059202cd012ccb3fe0000000000000a3544350"),
+    (Linked(5, 0.5, "TCP"), "940205cb3fe0000000000000a3544350"),
     (Topology(), "9103"),
     (
         Initiate(5, 1, "all_reduce sum", b"\x00\xff", False, 70_000, 9, 2, (1, 3)),
         "9a040501ae616c6c5f7265647563652073756dc40200ffc2ce000111700902920103",
     ),
     (Complete(8, "NaN"), "930508a34e614e"),
-    (Broken(5, "cut", (2,), 7), "950905a3637574910207"),
+    (Broken(5, 1, 2, "cut", False), "9609050102a3637574c2"),
+    (Stalled(5, "late", (2,), 7), "950d05a46c617465910207"),
     (Kept(5, (1, 3), 2, Verdict(1, True)), "950c0592010302961801c390a000"),
     (
         Return(
@@ -77,8 +79,9 @@ GOLDEN: list[tuple[Message, str]] = [
             True,
             (Agreed("sync", 5, 0, 2, (1, 3), 9),),
             1,
+            ((2, 1e9, 0.5),),
         ),
-        "9b0b03c401739901a33a3a3101a08001a0a001981605920103c3c290a094cb0000000000000000cb0000000000000000cb0000000000000000cb00000000000000000692010308c39196a473796e630500029201030901",
+        "9c0b03c401739901a33a3a3101a08001a0a001981605920103c3c290a095cb0000000000000000cb0000000000000000cb0000000000000000cb0000000000000000c30692010308c39196a473796e630500029201030901919302cb41cdcd6500000000cb3fe0000000000000",
     ),
     (Retold(Kept(5, (1, 3), 2, Verdict(1, True))), "921f950c0592010302961801c390a000"),
     (Over("closed"), "921ea6636c6f736564"),
@@ -98,12 +101,12 @@ GOLDEN: list[tuple[Message, str]] = [
         "941505929501a831302e302e302e32cd0fa0a26d31a264319502a33a3a31cdffffa0a0c4036b6579",
     ),
     (
-        View(6, (1, 3), False, True, (Loss(2, "bob", "left"),), "cut", Pace(0.5, 0.5, 1e9, 1e9)),
-        "981606920103c2c3919302a3626f62a46c656674a363757494cb3fe0000000000000cb3fe0000000000000cb41cdcd6500000000cb41cdcd6500000000",
+        View(6, (1, 3), False, True, (Loss(2, "bob", "left"),), "cut", Pace(0.5, 0.5, 1e9, 1e9, False)),
+        "981606920103c2c3919302a3626f62a46c656674a363757495cb3fe0000000000000cb3fe0000000000000cb41cdcd6500000000cb41cdcd6500000000c2",
     ),
     (Commence(1, 8, b"plan", 2), "95170108c404706c616e02"),
     (Verdict(1, True, (b"a", b""), "no", 2), "961801c392c40161c400a26e6f02"),
-    (Crossed(((0, 1), (3, 2)), False, "no"), "941992920001920302c2a26e6f"),
+    (Crossed(((0, 1, ()), (3, 2, (1, 4))), False, "no"), "94199293000190930302920104c2a26e6f"),
     (Expel("late", True), "931aa46c617465c3"),
     (Refuse("no"), "921ba26e6f"),
     (
@@ -212,10 +215,10 @@ def test_a_claim_of_billions_takes_neither_memory_nor_time(message: Message, gol
 
 LONG: dict[str, Message] = {
     "an address": Hello("fe80::1%" + "x" * 200, 1),
-    "what a link is made of": Linked(1, (), 0.0, "x" * 5000),
+    "what a link is made of": Linked(1, 0.0, "x" * 5000),
     "an operation": Initiate(1, 0, "x" * 5000),
     "a fault": Complete(1, "x" * 5000),
-    "why a link broke": Broken(1, "x" * 5000),
+    "why a link broke": Broken(1, 1, 2, "x" * 5000),
 }
 
 

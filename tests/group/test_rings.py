@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from atoll.group.membership.rings import EXACT, Improver, Pair, best_ring, quality, why
-from atoll.group.membership.topology import Rates, rounds
+from atoll.group.membership.topology import rounds
 
 UNIT = 2.0**20
 UNREACHABLE = -1  # in place of a k
@@ -273,38 +273,6 @@ def test_unreachable_pairs_are_got_rid_of(seed: int) -> None:
 
 
 # -- what is measured, and when ----------------------------------------------------------------------------------------
-
-
-def nowhere(a: int, b: int) -> bool:
-    """No two are on one machine."""
-    return False
-
-
-def test_each_direction_is_measured_once_the_newest_counts_and_who_is_gone_is_forgotten() -> None:
-    rates = Rates()
-    assert not rates.known
-    assert rates.unmeasured([3, 1], nowhere) == [(3, 1), (1, 3)]
-    rates.note(1, 3, 5.0)
-    rates.note(1, 3, 7.0)
-    rates.note(3, 4, 0.0)
-    assert rates.known
-    assert (rates.get(1, 3), rates.get(3, 1), rates.get(3, 4)) == (7.0, None, 0.0)
-    assert rates.unmeasured([1, 3, 4], nowhere) == [(1, 4), (3, 1), (4, 1), (4, 3)]
-    rates.forget({1, 99})
-    assert (rates.get(1, 3), rates.get(3, 4)) == (None, 0.0)
-    rates.forget({4})
-    assert not rates.known
-
-
-def test_members_on_one_machine_are_never_measured() -> None:
-    assert Rates().unmeasured([1, 2, 11], lambda a, b: a // 10 == b // 10) == [(1, 11), (2, 11), (11, 1), (11, 2)]
-
-
-@pytest.mark.parametrize("nonsense", [-1.0, -math.inf, math.nan])
-def test_a_rate_that_makes_no_sense_counts_as_unreachable(nonsense: float) -> None:
-    rates = Rates()
-    rates.note(1, 2, nonsense)
-    assert rates.get(1, 2) == 0.0
 
 
 def disturbed(made: list[list[Pair]]) -> list[list[Pair]]:

@@ -9,7 +9,7 @@ import pytest
 import atoll
 from atoll.errors import Expelled, PeerLost
 from atoll.group.membership.stalls import BLAME_S, DEAF, SILENT, Stalls
-from atoll.group.messages import Broken
+from atoll.group.messages import Stalled
 from atoll.group.wiring import wire as wire_module
 
 RING = (1, 2, 3, 4)
@@ -19,7 +19,7 @@ def blamed(*said: tuple[int, int, int], stalls: Stalls | None = None) -> dict[in
     """Each: who, for whom it waits, how much it has."""
     stalls = stalls or Stalls()
     for who, awaited, received in said:
-        stalls.note(who, Broken(1, "no data", (awaited,), received), 0.0)
+        stalls.note(who, Stalled(1, "no data", (awaited,), received), 0.0)
     assert not stalls.due(BLAME_S - 0.1)
     assert stalls.due(BLAME_S)
     found = stalls.to_blame(RING)

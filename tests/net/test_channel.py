@@ -216,13 +216,13 @@ def test_two_wire_versions_refuse_each_other_in_one_line(monkeypatch: pytest.Mon
     ours, theirs = socket.socketpair()
     old = Channel(ours, GREETING)
     new = Channel(theirs, GREETING)
-    new.outgoing[0] = memoryview(preamble.encode(GREETING, wire_version=4))
+    new.outgoing[0] = memoryview(preamble.encode(GREETING, wire_version=5))
     old.flush(), new.flush()
-    with pytest.raises(Refused, match="wire version 4, this one 3") as refusal:
+    with pytest.raises(Refused, match="wire version 5, this one 4") as refusal:
         list(old.read())
     assert "\n" not in str(refusal.value)
-    monkeypatch.setattr(preamble, "WIRE_VERSION", 4)
-    with pytest.raises(Refused, match="wire version 3, this one 4") as refusal:
+    monkeypatch.setattr(preamble, "WIRE_VERSION", 5)
+    with pytest.raises(Refused, match="wire version 4, this one 5") as refusal:
         list(new.read())
     assert "\n" not in str(refusal.value)
     old.close(), new.close()

@@ -56,7 +56,7 @@ def test_tls_where_plain_is_expected_is_named(head: bytes) -> None:
 def test_another_wire_version_is_refused_in_one_line_that_says_what_to_do() -> None:
     with pytest.raises(Refused) as refusal:
         preamble.body_size(preamble.encode(Greeting("9"), wire_version=7)[: HEAD.size])
-    assert "wire version 7, this one 3" in str(refusal.value)
+    assert "wire version 7, this one 4" in str(refusal.value)
     assert "install the same atoll" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

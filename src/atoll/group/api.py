@@ -181,14 +181,24 @@ class LinkUp:
 
 @dataclass(frozen=True, slots=True)
 class LinkDown:
-    """A link of this epoch broke, or could not be made."""
+    """A link of this epoch broke; or it was never `made`."""
 
     epoch: int
-    id: int
+    source: int
+    target: int
     why: str
-    awaited: tuple[int, ...] = ()
-    """Members whose data is overdue, where nothing came for too long."""
-    received: int = 0
+    made: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DataOverdue:
+    """All links of this epoch stand, but nothing has come for too long."""
+
+    epoch: int
+    why: str
+    awaited: tuple[int, ...]
+    """Members whose data is overdue."""
+    received: int
     """Bytes of the operations under way that are here."""
 
 
@@ -228,7 +238,9 @@ class Measured:
     round_trip_s: float
 
 
-PeerEvent = Ticket | ToPeer | LinkUp | LinkDown | Measured | DataDone | MasterAway | MasterBack | MasterGone
+PeerEvent = (
+    Ticket | ToPeer | LinkUp | LinkDown | DataOverdue | Measured | DataDone | MasterAway | MasterBack | MasterGone
+)
 
 
 # -- actions of the peer policy ----------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ class Pace(msgspec.Struct, frozen=True, array_like=True):
     any_trip_s: float = 0.0
     ring_bytes_per_s: float = 0.0
     any_bytes_per_s: float = 0.0
+    mesh: bool = True
+    """Can those reach each other, too, that are no neighbours?"""
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True):
@@ -75,10 +77,9 @@ class Hello(Message, frozen=True, tag=1):
 
 
 class Linked(Message, frozen=True, tag=2):
-    """My link to my successor stands in the attempt `epoch`; or: these could not be reached."""
+    """My link to my successor stands in the attempt `epoch`."""
 
     epoch: int
-    failed: tuple[int, ...] = ()
     round_trip_s: float = 0.0
     lane: Text = ""
     """What the link is made of, for people."""
@@ -178,17 +179,29 @@ class Return(Message, frozen=True, tag=11):
     """I wait in `update_topology`."""
     agreements: tuple[Agreed, ...] = ()
     kept: int = 0
+    links: tuple[tuple[int, float, float], ...] = ()
+    """As I have measured them: member, bytes per second, round trip in seconds."""
 
 
 class Broken(Message, frozen=True, tag=9):
-    """A link of this epoch broke under an operation."""
+    """A link of this epoch broke; or it was never `made`: the target could not be reached."""
+
+    epoch: int
+    source: int
+    target: int
+    why: Text
+    made: bool = True
+
+
+class Stalled(Message, frozen=True, tag=13):
+    """All links stand, but no data has come for too long."""
 
     epoch: int
     why: Text
-    awaited: tuple[int, ...] = ()
-    """Members whose data I waited for, where nothing came for too long."""
-    received: int = 0
-    """Bytes that had come of the operations under way."""
+    awaited: tuple[int, ...]
+    """Members whose data I wait for."""
+    received: int
+    """Bytes that have come of the operations under way."""
 
 
 # -- master -> peer ---------------------------------------------------------------------------------------------------
@@ -263,8 +276,8 @@ class Crossed(Message, frozen=True, tag=25):
     """Some wait in `update_topology`, the others in operations: nobody could go on, all of these fail. To each its
     own."""
 
-    operations: tuple[tuple[int, int], ...]
-    """(scope, tag)."""
+    operations: tuple[tuple[int, int, tuple[int, ...]], ...]
+    """(scope, tag, members)."""
     pending: bool
     error: str
 
@@ -389,7 +402,7 @@ class Filled(Message, frozen=True, tag=44):
     """Filler has come."""
 
 
-FromPeer = Hello | Linked | Probed | Topology | Initiate | Complete | Broken | Bye | Return | Kept
+FromPeer = Hello | Linked | Probed | Topology | Initiate | Complete | Broken | Stalled | Bye | Return | Kept
 ToMaster = FromPeer | Beat | AskStatus
 ToPeer = Welcome | Establish | Probe | View | Commence | Verdict | Crossed | Retold | Expel | Refuse | Over
 OnLink = LinkHello | LinkAck | Returned | Filler | Filled

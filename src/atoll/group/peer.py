@@ -13,6 +13,7 @@ import msgspec
 from atoll.errors import AtollError, Expelled, MasterLost, Mismatch, PeerLost, Refused, Unfit
 from atoll.group.api import (
     DataDone,
+    DataOverdue,
     Finish,
     LinkDown,
     LinkUp,
@@ -52,6 +53,7 @@ from atoll.group.messages import (
     Retold,
     Return,
     Seat,
+    Stalled,
     ToMaster,
     Topology,
     Verdict,
@@ -98,13 +100,15 @@ class Peer:
         """The last verdict of each series, of this epoch and the one before. A new master may have to say it again to
         others, who can be one behind."""
         self.agreements: dict[str, Agreed] = {}
+        self._measured: dict[int, Measured] = {}
+        """Our links to other members: a new master needn't have them measured again."""
         self._hello: Hello | None = None
         self._attempt = self._seq = 0
         self._attempted: tuple[int, ...] = ()
         self._broken: LinkDown | None = None
         """A link of the present epoch that is gone."""
-        self._launched: Counter[Series] = Counter()
-        """Operations of the present epoch."""
+        self._launched: Counter[tuple[Series, tuple[int, ...]]] = Counter()
+        """Operations of the present epoch, by series and members of the subgroup."""
         self._out: list[PeerAction] = []
 
     def handle(self, event: PeerEvent) -> list[PeerAction]:
@@ -134,14 +138,18 @@ class Peer:
                 self._end(Refused(event.reason))
             case LinkUp():
                 if self.forming and event.epoch == self.forming.epoch:
-                    self._tell(Linked(event.epoch, (), event.round_trip_s, event.lane))
+                    self._tell(Linked(event.epoch, event.round_trip_s, event.lane))
             case LinkDown():
                 self._on_link_down(event)
+            case DataOverdue():
+                if not self.forming and self.views and event.epoch == self.views[-1].epoch:
+                    self._tell(Stalled(event.epoch, event.why, event.awaited, event.received))
             case Probe():
                 if self.forming and event.epoch == self.forming.epoch:
                     self._out.append(Measure(event.to))
             case Measured():
                 if self.forming and event.epoch == self.forming.epoch:
+                    self._measured[event.id] = event
                     self._tell(Probed(event.epoch, event.id, event.bytes_per_s, event.round_trip_s))
             case DataDone():
                 self._on_data_done(event)
@@ -185,8 +193,8 @@ class Peer:
         running = self.running[series] = Running(ticket)
         if self.forming or self.away:
             return  # it fails when the new View comes
-        self._launched[series] += 1
-        nth = running.nth = self._launched[series]
+        self._launched[series, ticket.members] += 1
+        nth = running.nth = self._launched[series, ticket.members]
         eager = ticket.eager and len(ring) > 1
         seq = unvoted_seq(series, nth) if eager else 0
         if not ticket.between_two:
@@ -218,6 +226,7 @@ class Peer:
         self._launched.clear()
         before = self.views[-1].epoch if self.views else view.epoch
         self.kept = {series: kept for series, kept in self.kept.items() if kept.epoch >= before}
+        self._measured = {i: found for i, found in self._measured.items() if i in view.ring}
         if view.opened:  # the program is inside join or update_topology: it skips what it missed
             self.views.clear()
         self.views.append(view)
@@ -242,15 +251,15 @@ class Peer:
 
     def _on_crossed(self, message: Crossed) -> None:
         outcome = Outcome(message.pending, error=Mismatch(message.error))
-        for operation in message.operations:
-            series = Series(*operation)
+        for scope, tag, members in message.operations:
+            series = Series(scope, tag)
             if series in self.running:
                 running = self.running.pop(series)
                 verdict = Verdict(series.tag, message.pending, error=message.error, scope=series.scope)
                 self._keep(series, running, verdict)
                 self._finish(running.ticket, outcome, running.run)
             else:
-                self._launched[series] += 1  # so that the next one has the same number on all
+                self._launched[series, members] += 1  # so that the next one has the same number on all
         if self.opening is not None:
             ticket, self.opening = self.opening, None
             self._finish(ticket, outcome)
@@ -270,6 +279,7 @@ class Peer:
         known = Return(
             self.id, self.secret, self._hello, self.views[-1], self._attempt, self._attempted, self._seq, opening,
             tuple(self.agreements.values()), len(self.kept),
+            tuple((m.id, m.bytes_per_s, m.round_trip_s) for m in self._measured.values()),
         )  # fmt: skip
         self._out.append(Tell(known))
         self._out += [Tell(kept) for kept in self.kept.values()]
@@ -308,7 +318,7 @@ class Peer:
         if self.forming:
             if event.epoch == self.forming.epoch:
                 self._broken = event  # the view may be on its way already: then the next operation reports it
-                self._tell(Linked(event.epoch, (event.id,)))
+                self._tell_broken()
         elif self.views and event.epoch == self.views[-1].epoch:
             self._broken = event
             if any(running.run for running in self.running.values()):
@@ -334,7 +344,7 @@ class Peer:
     def _tell_broken(self) -> None:
         assert self._broken
         broken = self._broken
-        self._tell(Broken(broken.epoch, f"link to peer {broken.id}: {broken.why}", broken.awaited, broken.received))
+        self._tell(Broken(broken.epoch, broken.source, broken.target, broken.why, broken.made))
 
     def _finish(self, ticket: Ticket, outcome: Outcome, run: RunKey | None = None) -> None:
         self._out.append(Finish(ticket, outcome, run))

@@ -80,6 +80,8 @@ class World:
         """The master's."""
         self.down = False
         """The master has been killed, and none has taken over yet."""
+        self.walls: set[tuple[str, str]] = set()
+        """Who can't reach whom, by name."""
         self.processes: list[Process] = []
         self.ports: list[VirtualPort] = []
         self.connections: dict[int, VirtualPort] = {}
@@ -395,8 +397,8 @@ class VirtualPort:
 
     def _knock(self, wire: _Wire) -> None:
         other = wire.target
-        if other.closed:
-            down = LinkDown(wire.epoch, other.id, "nothing listens there")
+        if other.closed or (self.process.name, other.process.name) in self.world.walls:
+            down = LinkDown(wire.epoch, self.id, other.id, "nothing listens there", made=False)
             self.world.link(self.outlet).carry(0, self.process.call, self.heard, down)
         else:
             other.process.call(other._accept, wire)
@@ -415,7 +417,7 @@ class VirtualPort:
     def link_down(self, epoch: int, other: int) -> None:
         """The far end of a link is gone."""
         if epoch == self.station.epoch:
-            self.heard(LinkDown(epoch, other, "reset"))
+            self.heard(LinkDown(epoch, other, self.id, "reset"))
 
     def send(self, to: int, seq: int, word: int, take: Take) -> None:
         wire = self._out.get(to) or self._dial(to)

@@ -40,6 +40,8 @@ def choose(kind: Kind, nbytes: int, world: int, pace: Pace, hops: bool = True) -
     """`nbytes`: what each member gives. `hops`: may a piece be encoded anew at each hop?"""
     if nbytes <= IN_VOTE_BYTES and nbytes * world <= IN_VERDICT_BYTES:
         return "votes"
+    if hops and not pace.mesh:
+        return "ring"
     ways: dict[Algorithm, float] = {}
     if nbytes <= EAGER_BYTES and nbytes * (world - 1) <= EAGER_BYTES_SENT:
         ways["eager"] = seconds("eager", kind, nbytes, world, pace)

@@ -9,10 +9,37 @@ from atoll.group.messages import Hello, Return
 
 MOST_LETTERS: Final = 128
 MOST_LABELS: Final = 16
+MOST_MEMBERS: Final = 1024
+MOST_TEXT: Final = 1024
+"""Bytes of all that one says of itself: all members together must fit into a status."""
+FIRST_WAIT_S: Final = 1.0
+LONGEST_WAIT_S: Final = 300.0
 MOST_STATES: Final = 1024
 """Shared states, one per name of a subgroup, whose last agreement is remembered."""
 _MOST_KEPT: Final = 2048
 _MOST_NUMBER: Final = 1 << 60
+
+
+class Patience:
+    """Who was dropped since there was no way to it is let in again later, each time twice as much: to find out once
+    more takes everybody's time. By host and name."""
+
+    def __init__(self) -> None:
+        self._dropped: dict[tuple[str, str], tuple[float, float]] = {}
+        """When, and how long it is to wait since."""
+
+    def dropped(self, origin: tuple[str, str], now: float) -> None:
+        """There was no way to one of this origin."""
+        when, wait_s = self._dropped.pop(origin, (now, FIRST_WAIT_S / 2))
+        forgotten = now - when > 10 * wait_s
+        self._dropped[origin] = now, FIRST_WAIT_S if forgotten else min(2 * wait_s, LONGEST_WAIT_S)
+        if len(self._dropped) > MOST_MEMBERS:
+            del self._dropped[next(iter(self._dropped))]
+
+    def waits(self, origin: tuple[str, str], now: float) -> bool:
+        """Is it too early for one of this origin?"""
+        when, wait_s = self._dropped.get(origin, (now, 0.0))
+        return now < when + wait_s
 
 
 def unfit(event: Hello | Return, members: Mapping[int, Member]) -> str:
@@ -25,8 +52,14 @@ def unfit(event: Hello | Return, members: Mapping[int, Member]) -> str:
     if address.is_unspecified or not 0 < hello.port < 1 << 16:
         return f"{hello.host!r}, port {hello.port}, is not an address others could dial"
     words = [hello.name, hello.machine, hello.door, *hello.labels, *hello.labels.values()]
+    if not all(map(str.isprintable, words)):
+        return "a name or label may only have letters that can be printed"
     if max(map(len, words)) > MOST_LETTERS or len(hello.labels) > MOST_LABELS:
         return f"a name or label may have {MOST_LETTERS} letters, and there may be {MOST_LABELS} labels"
+    if len("".join(words).encode()) > MOST_TEXT:
+        return f"name and labels together may have {MOST_TEXT} bytes"
+    if len(members) >= MOST_MEMBERS and known_as not in members:
+        return f"the group is full: it has {len(members)} members"
     local = address.is_loopback
     for member in members.values():
         if member.id != known_as and ipaddress.ip_address(member.seat.host).is_loopback != local:
@@ -47,5 +80,6 @@ def plausible(event: Return) -> bool:
         and all(0 <= number < _MOST_NUMBER for number in numbers)
         and event.kept <= _MOST_KEPT
         and len(event.agreements) <= MOST_STATES
+        and len(event.links) <= MOST_MEMBERS
         and event.id in view.ring
     )

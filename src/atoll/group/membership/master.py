@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from atoll.group.api import Close, Know, MasterAction, Say
-from atoll.group.membership.admission import MOST_LETTERS, plausible, unfit
+from atoll.group.membership.admission import MOST_LETTERS, MOST_MEMBERS, Patience, plausible, unfit
 from atoll.group.membership.recovery import Recovery, Remembered, majority
 from atoll.group.membership.rings import Pair
 from atoll.group.membership.roster import Change, Gone, Joined, Roster, Tick
@@ -41,6 +41,7 @@ from atoll.group.messages import (
     Refuse,
     Retold,
     Return,
+    Stalled,
     Status,
     ToMaster,
     ToPeer,
@@ -50,7 +51,6 @@ from atoll.group.messages import (
     Welcome,
 )
 
-MOST_DIALS: Final = 3
 PROBING_S: Final = 8.0
 """A link on which nothing has come for so long while it was measured is none."""
 MEASURING_S: Final = 20.0
@@ -118,8 +118,10 @@ class Master:
         """Members of the last view that have left of their own accord: they are nowhere else."""
         self._unsaid: list[Loss] = []
         self._reason = ""
-        self._dials: dict[int, int] = {}
+        self._mesh = True
+        """Could all members reach each other, when the last view was said?"""
         self._stalls = Stalls()
+        self._patience = Patience()
         self._now = 0.0
         self._out: list[MasterAction] = []
 
@@ -145,7 +147,7 @@ class Master:
             case Tick():
                 self._changed(self.roster.handle(who, event, now))
                 self._hurry()
-                self.links.improve()
+                self.links.tick(now)
             case _ if who not in self.roster.members:
                 pass  # dropped a moment ago: its words no longer count
             case Kept():
@@ -168,7 +170,9 @@ class Master:
             case Complete():
                 self._follow(self.votes.complete(who, event))
             case Broken():
-                self._on_broken(event, who)
+                self._on_broken(who, event)
+            case Stalled():
+                self._on_stalled(who, event)
         self._evaluate()
         return self._out
 
@@ -181,14 +185,19 @@ class Master:
     def _admissible(self) -> list[int]:
         """Those outside who would be content with the world they would find."""
         inside = self._inside
-        outside = [m for i, m in self.roster.members.items() if i not in inside]
+        outside = [
+            m
+            for i, m in self.roster.members.items()
+            if i not in inside and not self._patience.waits(m.origin, self._now)
+        ]
         while outside and max(m.min_world for m in outside) > len(inside) + len(outside):
             outside.remove(max(outside, key=lambda m: m.min_world))
         return [m.id for m in outside]
 
     def _pending(self) -> bool:
-        """Is there a reason to open the group: somebody who waits, or a better ring?"""
-        return bool(self._admissible()) or self.links.better(self.ring)
+        """Is there a reason to open the group: somebody who waits, a better ring, links to try again?"""
+        again = not self._mesh and self.links.mesh(self.ring)
+        return bool(self._admissible()) or again or self.links.better(self.ring)
 
     def _on_one_machine(self, one: int, other: int) -> bool:
         machine = self.roster.members[one].seat.machine
@@ -197,6 +206,8 @@ class Master:
     def _on_hello(self, who: int, event: Hello) -> None:
         if who in self.roster.members:
             self._kick(who, "said hello twice")
+        elif self.recovery and len(self.recovery.newcomers) >= MOST_MEMBERS:
+            self._out += [Say(who, Refuse("too many wait")), Close(who)]
         elif self.recovery:
             self.recovery.newcomers[who] = event  # its number must not be that of one who comes back
         else:
@@ -228,7 +239,6 @@ class Master:
             self.losses.appendleft((self._now, loss))
         self.openers -= gone
         self.votes.forget(gone)
-        self._dials = {i: n for i, n in self._dials.items() if i not in gone}
         self.links.forget(gone)
         self._unsaid += [loss for loss in lost if loss.id in self.ring]
         stake = [i for i in self.ring if i not in self._left]
@@ -244,7 +254,8 @@ class Master:
         """To be written down for the next one."""
         if self.recovery:
             return self.recovery.remembered
-        return Remembered(self.ring, *self._viewed, self.epoch, self.votes.seq, self._last_id, self._guarded)
+        names = {i: member.name for i, member in self.roster.members.items() if i in self.ring}
+        return Remembered(self.ring, *self._viewed, self.epoch, self.votes.seq, self._last_id, self._guarded, names)
 
     def _on_return(self, who: int, event: Return) -> None:
         known = self.roster.members.get(event.id)
@@ -312,8 +323,11 @@ class Master:
                     self.openers.add(i)
             else:
                 self._kick(i, "the group had gone on without it")
+        for source, target, bytes_per_s, round_trip_s in recovery.links():
+            self.links.note(source, target, bytes_per_s, round_trip_s, self._now)
+        names = recovery.remembered.names
         missing = [i for i in view.ring if i not in recovery.returned]
-        self._on_lost([Loss(i, f"peer-{i}", "didn't come back to the new master") for i in missing])
+        self._on_lost([Loss(i, names.get(i, f"peer-{i}"), "didn't come back to the new master") for i in missing])
         if not missing:
             self._form(view.ring, opened=False)
 
@@ -349,21 +363,34 @@ class Master:
         forming = self.forming
         if forming is None or event.epoch != forming.epoch:
             return  # of an attempt already given up
-        if not event.failed:
-            forming.linked.add(who)
-            forming.round_trip_s = max(forming.round_trip_s, event.round_trip_s)
-            forming.lanes[who] = event.lane[:MOST_LETTERS]
+        forming.linked.add(who)
+        forming.round_trip_s = max(forming.round_trip_s, event.round_trip_s)
+        forming.lanes[who] = event.lane[:MOST_LETTERS]
+
+    def _on_broken(self, who: int, event: Broken) -> None:
+        """Make the links anew, another way where one can't be made; or without somebody, where there is no other."""
+        forming = self.forming
+        if event.epoch != (forming.epoch if forming else self.epoch):
             return
-        failed = [other for other in event.failed if other in forming.ring]
-        if not failed:
-            return  # of somebody who is no part of this attempt
-        for other in failed:
-            self.links.note(who, other, 0.0, 0.0)  # the next ring goes another way, if there is one
-            self._dials[other] = self._dials.get(other, 0) + 1
-            if self._dials[other] >= MOST_DIALS:
-                self._kick(other, "its neighbour can't reach it")
-                return
-        self._form(forming.ring, forming.opened)
+        ends, ring = {event.source, event.target}, self._inside
+        if who not in ends or not ends <= set(ring) or len(ends) < 2:
+            self._kick(who, "spoke of a link that is none of its own")
+            return
+        self.links.broke(event.source, event.target, event.made, self._now)
+        if forming is None:
+            names = " to ".join(self.roster.members[i].name for i in (event.source, event.target))
+            self._reason = f"link from {names}: {event.why}"
+        culprit = self.links.culprit(ring)
+        if culprit is None:
+            self._form(ring, opened=bool(forming and forming.opened))
+        else:
+            self._patience.dropped(self.roster.members[culprit].origin, self._now)
+            self._kick(culprit, self._unreachable(culprit))
+
+    def _unreachable(self, who: int) -> str:
+        """Why it must go, in words."""
+        into, out = (", ".join(self.roster.members[i].name for i in ids) for ids in self.links.breaks.of(who))
+        return "; ".join([*([f"{into} can't reach it"] if into else []), *([f"it can't reach {out}"] if out else [])])
 
     def _measuring(self, forming: Forming) -> bool:
         """Programs wait while a group opens, and links are idle: measure those that nobody knows, round by round."""
@@ -382,7 +409,7 @@ class Master:
         forming = self.forming
         if forming is not None and (who, event.to) in forming.awaited and event.epoch == forming.epoch:
             forming.awaited.remove((who, event.to))
-            self.links.note(who, event.to, event.bytes_per_s, event.round_trip_s)
+            self.links.note(who, event.to, event.bytes_per_s, event.round_trip_s, self._now)
 
     def _hurry(self) -> None:
         """Nobody may hold an attempt up for ever."""
@@ -392,7 +419,7 @@ class Master:
         if forming and forming.awaited:
             if self._now - forming.since >= PROBING_S:
                 for source, target in forming.awaited:
-                    self.links.note(source, target, 0.0, 0.0)
+                    self.links.broke(source, target, made=False, now=self._now)
                 forming.awaited.clear()
         elif forming and self._now - forming.since >= FORMING_S:
             late = [i for i in forming.ring if i not in forming.linked]
@@ -423,11 +450,11 @@ class Master:
         self.ring, self.lanes, self.forming = forming.ring, forming.lanes, None
         self._viewed = forming.epoch, forming.ring
         self._left.clear()
-        self._dials.clear()
         if forming.opened:
             self.openers.clear()
-        pending = self._pending() and not forming.opened
         pace = self.links.pace(self.ring, forming.round_trip_s)
+        self._mesh = pace.mesh
+        pending = self._pending() and not forming.opened
         view = View(forming.epoch, self.ring, forming.opened, pending, tuple(self._unsaid), self._reason, pace)
         self._say(self.ring, view)
         self._unsaid, self._reason = [], ""
@@ -441,7 +468,7 @@ class Master:
         error = f"peers called different things: some update_topology, others {names}"
         pending = self._pending()
         for i in self.ring:
-            mine = tuple((op.scope, op.tag) for op, ballot in crossed.items() if i in ballot.ring)
+            mine = tuple((op.scope, op.tag, op.members) for op, ballot in crossed.items() if i in ballot.ring)
             self._say([i], Crossed(mine, pending, error))
         self.openers.clear()
 
@@ -461,7 +488,9 @@ class Master:
         match consequence:
             case Begun(ring, message):
                 self._say(ring, message)
-            case Settled(ring, op, payloads, error):
+            case Settled(ring, op, payloads, error, moved):
+                if moved:
+                    self.links.breaks.data_moved()
                 self._say(ring, Verdict(op.tag, self._pending(), payloads, error, op.scope))
             case Misfits(reasons):
                 self._out += [Say(i, Expel(why, unfit=True)) for i, why in reasons.items()]
@@ -475,14 +504,11 @@ class Master:
     def _drop(self, reasons: Mapping[int, str]) -> None:
         self._changed([c for i, why in reasons.items() for c in self.roster.drop(i, why)])
 
-    def _on_broken(self, event: Broken, who: int) -> None:
+    def _on_stalled(self, who: int, event: Stalled) -> None:
         if self.forming or event.epoch != self.epoch:
             return
         self._reason = self._reason or f"{self.roster.members[who].name}: {event.why}"
-        if event.awaited:
-            self._stalls.note(who, event, self._now)
-        else:
-            self._form(self.ring, opened=False)
+        self._stalls.note(who, event, self._now)
 
     def _blame(self) -> None:
         """Data stands still, and all who wait for some have said so."""

@@ -6,7 +6,7 @@ others, never more: what comes after needs its own vote. Two masters never go on
 one may exist: then a majority of the newest view must come, or half of it with its lowest member.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,6 +34,8 @@ class Remembered:
     last_id: int = 0
     guarded: bool = False
     """Members know of another master, where they may be by now."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Of those who were in; for people."""
 
     def left_behind(self, who: Return) -> bool:
         """Has the group gone on without this one?"""
@@ -148,6 +150,13 @@ class Recovery:
 
     def _gathered(self, now: float, within_s: float = GATHER_S) -> bool:
         return self._gathering_since is not None and now - self._gathering_since >= within_s
+
+    def links(self) -> Iterable[tuple[int, int, float, float]]:
+        """Source, target, bytes per second and round trip, as those of the view have measured."""
+        ring = self.view.ring if self.view else ()
+        for source, one in self.returned.items():
+            if source in ring:
+                yield from ((source, *link) for link in one.said.links if link[0] in ring and link[0] != source)
 
     # -- what they know, together -------------------------------------------------------------------------------------
 

@@ -36,16 +36,16 @@ _SHOWN: Final = 3
 
 def quality(ring: Sequence[int], rate: Rate) -> tuple[float, float]:
     """The slowest edge (the higher the better), then the sum of 1 / rate (the lower the better)."""
-    found = [rate(*edge) for edge in _edges(ring)]
+    found = [rate(*edge) for edge in edges(ring)]
     return min(found, default=math.inf), math.fsum(1 / r if r else math.inf for r in found)
 
 
 def why(ring: Sequence[int], rate: Rate, names: Callable[[int], str]) -> str:
     """One line for people: this ring's slowest link, and the pairs it avoids because they are slower."""
-    edges = _edges(ring)
-    if not edges:
+    around = edges(ring)
+    if not around:
         return "nobody else in the ring"
-    slowest = min(edges, key=lambda edge: rate(*edge))
+    slowest = min(around, key=lambda edge: rate(*edge))
     avoided = defaultdict(list)
     for a, b in permutations(sorted(ring), 2):
         if rate(a, b) < rate(*slowest):
@@ -117,7 +117,8 @@ def _in(members: int, n: int) -> NDArray[np.int64]:
     return np.flatnonzero(members >> np.arange(n) & 1)
 
 
-def _edges(ring: Sequence[int]) -> list[Pair]:
+def edges(ring: Sequence[int]) -> list[Pair]:
+    """Each member and the next."""
     return list(zip(ring, [*ring[1:], ring[0]], strict=True)) if len(ring) > 1 else []
 
 

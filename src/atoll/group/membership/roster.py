@@ -34,6 +34,8 @@ class Member:
     progress: bytes = b""
     progress_at: float = 0.0
     revision: int = 0
+    origin: tuple[str, str] = ("", "")
+    """Host and name as it said them: by this it is known when it comes again."""
 
     @property
     def id(self) -> int:
@@ -99,7 +101,8 @@ class Roster:
     def _add(self, who: int, hello: Hello, secret: bytes, now: float) -> Member:
         seat = Seat(who, hello.host, hello.port, hello.machine, hello.door)
         member = self.members[who] = Member(
-            seat, hello.name or f"peer-{who}", hello.labels, hello.min_world, secret, now, progress_at=now
+            seat, hello.name or f"peer-{who}", hello.labels, hello.min_world, secret, now, progress_at=now,
+            origin=(hello.host, hello.name),
         )  # fmt: skip
         return member
 

@@ -8,7 +8,7 @@ lost by its word alone is not believed a second time: then it is the one that do
 from collections.abc import Sequence
 from typing import Final
 
-from atoll.group.messages import Broken
+from atoll.group.messages import Stalled
 
 BLAME_S: Final = 2.0
 """So long all have to say that no data comes, before somebody is blamed for it."""
@@ -20,11 +20,11 @@ class Stalls:
     """Of one epoch; but who has accused whom is remembered."""
 
     def __init__(self) -> None:
-        self._said: dict[int, Broken] = {}
+        self._said: dict[int, Stalled] = {}
         self._since = 0.0
         self._accusers: set[int] = set()
 
-    def note(self, who: int, said: Broken, now: float) -> None:
+    def note(self, who: int, said: Stalled, now: float) -> None:
         """This member waits for data in vain."""
         self._since = self._since if self._said else now
         self._said[who] = said

@@ -23,6 +23,8 @@ from atoll.group.membership.election import MOST_GIVERS
 from atoll.group.messages import LARGEST_PAYLOAD, Commence, Complete, Initiate
 
 LARGEST_NOTE: Final = 1 << 20
+MOST_NOTED: Final = 4 << 20
+"""Bytes that one member may have added to all its votes that are undecided."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Settled:
     operation: Operation
     payloads: tuple[bytes, ...] = ()
     error: str = ""
+    moved: bool = False
+    """Data has moved for it."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ class Votes:
         mine = [other for other, ballot in self.ballots.items() if who in ballot.votes]
         if sum(other[:2] == op[:2] for other in mine) >= MOST_OPERATIONS or len(mine) >= MOST_VOTES:
             return "too many operations at once"
-        return ""
+        noted = sum(len(self.ballots[other].votes[who].payload) for other in mine)
+        return f"added {noted} bytes to its votes" if noted + len(vote.payload) > MOST_NOTED else ""
 
     def initiate(
         self, who: int, vote: Initiate, ring: tuple[int, ...], even: Callable[[Sequence[int]], bool]
@@ -181,4 +186,4 @@ class Votes:
         ballot = self.ballots.pop(op)
         if ballot.plan and not error and (ballot.what in self.agreements or len(self.agreements) < MOST_STATES):
             self.agreements[ballot.what] = Agreement(set(ballot.ring), revision_of(ballot.plan))
-        return Settled(ballot.ring, op, payloads, error)
+        return Settled(ballot.ring, op, payloads, error, moved=ballot.commenced and not error)

@@ -188,7 +188,7 @@ class Links:
                 (seat.host, seat.port),
                 DIAL_S,
                 lambda channel: self._dialled(epoch, out, channel),
-                lambda why: self._down(epoch, out.to, why),
+                lambda why: self._down(epoch, out, why),
             )
         )
 
@@ -209,7 +209,7 @@ class Links:
 
     def _check_ready(self, epoch: int, out: _Out, channel: Channel) -> None:
         if channel in out.channels and channel not in out.ready:
-            self._down(epoch, out.to, f"didn't acknowledge the link within {ACKNOWLEDGED_S:g} s")
+            self._down(epoch, out, f"didn't acknowledge the link within {ACKNOWLEDGED_S:g} s")
 
     def _said(self, epoch: int, out: _Out, channel: Channel, frame: Frame) -> None:
         message = messages.decode_on_link(frame.here)
@@ -266,7 +266,7 @@ class Links:
         self._net.add(
             channel,
             lambda channel, frame: self._said(epoch, out, channel, frame),
-            lambda _, why: self._down(epoch, out.to, why),
+            lambda _, why: self._down(epoch, out, why),
             room,
         )
 
@@ -277,12 +277,12 @@ class Links:
             seq, word, take = out.waiting.popleft()
             out.way.put(channel, out.to, seq, word, take)
 
-    def _down(self, epoch: int, to: int, why: str) -> None:
-        if self._measured.pop(to, None) is None:
-            self._station.feed(LinkDown(epoch, to, why))
+    def _down(self, epoch: int, out: _Out, why: str) -> None:
+        if self._measured.pop(out.to, None) is None:
+            self._station.feed(LinkDown(epoch, self._station.peer.id, out.to, why, made=bool(out.ready)))
         else:  # there is no way; the ring may find another
-            self._close_out(self._out.pop(to))
-            self._station.feed(Measured(epoch, to, 0.0, 0.0))
+            self._close_out(self._out.pop(out.to))
+            self._station.feed(Measured(epoch, out.to, 0.0, 0.0))
 
     def _close_out(self, out: _Out) -> None:
         for cancel in out.cancel:
@@ -382,7 +382,7 @@ class Links:
     def _lost(self, link: _In, why: str) -> None:
         self._close_in(link)
         if link.epoch == self._epoch:
-            self._down(link.epoch, link.source, why)
+            self._station.feed(LinkDown(link.epoch, link.source, self._station.peer.id, why))
 
     def _close_in(self, link: _In) -> None:
         self._in.pop((link.epoch, link.source, link.key), None)

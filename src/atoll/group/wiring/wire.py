@@ -13,7 +13,7 @@ from atoll.errors import AtollError, InvalidConfig, MasterLost, ProtocolError
 from atoll.group import messages
 from atoll.group.api import (
     LARGEST_FRAME,
-    LinkDown,
+    DataOverdue,
     MasterAway,
     MasterBack,
     MasterGone,
@@ -199,7 +199,7 @@ class Wire:
             self._moved_at = now
             awaited = tuple(sorted(station.awaited()))
             why = f"no data for {patience_s:.0f} s"
-            self._feed(LinkDown(station.epoch, self.id, why, awaited, station.received()))
+            self._feed(DataOverdue(station.epoch, why, awaited, station.received()))
         if self._helper:
             self._helper.keep()
         self._net.after(_CHECK_S, self._check)
