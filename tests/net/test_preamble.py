@@ -11,7 +11,7 @@ from atoll.net import preamble
 from atoll.net.preamble import HEAD, Greeting
 
 GOLDEN = bytes.fromhex(
-    "41544f4c 0300 2800 83 a5 61746f6c6c a3 312e32 a8 6665617475726573 92 a2 7a31 a3 746c73 a9 6368616c6c656e6765 c4 00"
+    "41544f4c 0400 2800 83 a5 61746f6c6c a3 312e32 a8 6665617475726573 92 a2 7a31 a3 746c73 a9 6368616c6c656e6765 c4 00"
 )
 CHALLENGE = bytes(range(32))
 

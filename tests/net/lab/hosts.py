@@ -2,12 +2,13 @@
 
 import functools
 import json
+import os
 import select
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 import pytest
@@ -36,6 +37,7 @@ class Program:
         ip, _, port = at.rpartition(":")
         argv = [sys.executable, "-S", "-E", PROGRAM, what, ip, port, *map(str, arguments)]
         self.process = lab.start(host, argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._heard = b""
 
     def __enter__(self) -> "Program":
         return self
@@ -49,11 +51,17 @@ class Program:
 
     def hear(self, within_s: float = WAIT_S) -> Any:
         """Its next answer."""
-        assert self.says_something(within_s), "the program on the host says nothing"
-        return json.loads(self._stdout.readline() or '"it has ended"')
+        while b"\n" not in self._heard:  # two answers may come together, so what is read is not all of one
+            assert self.says_something(within_s), "the program on the host says nothing"
+            said = os.read(self._stdout, 1 << 16)
+            if not said:
+                return "it has ended"
+            self._heard += said
+        answer, self._heard = self._heard.split(b"\n", 1)
+        return json.loads(answer)
 
     def says_something(self, within_s: float) -> bool:
-        return bool(select.select([self._stdout], [], [], within_s)[0])
+        return bool(self._heard) or bool(select.select([self._stdout], [], [], within_s)[0])
 
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None
@@ -61,9 +69,9 @@ class Program:
         self.process.stdin.flush()
 
     @property
-    def _stdout(self) -> IO[str]:
+    def _stdout(self) -> int:
         assert self.process.stdout is not None
-        return self.process.stdout
+        return self.process.stdout.fileno()
 
 
 def listening(lab: Lab, host: int, what: str, port: int, *arguments: object) -> Program:
