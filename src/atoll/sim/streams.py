@@ -18,12 +18,12 @@ class Stream(Sink):
     """One direction of a connection, or of `streams` side by side, which have as many shares of a link.
 
     `jitter()` is extra latency in units of the way's own. `ready()` is called whenever a large message, and all that
-    waited for it, has left.
+    waited for it, has left. `post`: as the loop's, for arrivals.
     """
 
     __slots__ = (
-        "_cap", "_flow", "_free_ns", "_grows_ns", "_jitter", "_last_ns", "_leaving", "_left", "_network", "_ready",
-        "_start", "_waiting", "_way", "source", "target",
+        "_cap", "_flow", "_free_ns", "_grows_ns", "_jitter", "_last_ns", "_leaving", "_left", "_network", "_post",
+        "_ready", "_start", "_waiting", "_way", "source", "target",
     )  # fmt: skip
 
     def __init__(
@@ -35,8 +35,10 @@ class Stream(Sink):
         streams: int = 1,
         jitter: Callable[[], float] | None = None,
         ready: Callable[[], object] | None = None,
+        post: Callable[..., object] | None = None,
     ) -> None:
         self.source, self.target = source, target
+        self._post = post or network.loop.post
         self._network, self._jitter, self._ready = network, jitter, ready
         self._way = network.way(source, target, streams)
         self._waiting: deque[Message] = deque()
@@ -135,5 +137,4 @@ class Stream(Sink):
         if arrival_ns <= self._last_ns:
             arrival_ns = self._last_ns + 1
         self._last_ns = arrival_ns
-        loop = self._network.loop
-        loop.post(arrival_ns - loop.now_ns, fn, *args)
+        self._post(arrival_ns - self._network.loop.now_ns, fn, *args)
