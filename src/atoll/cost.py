@@ -5,10 +5,10 @@ small and large operations weigh alike.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -126,6 +126,38 @@ class CostModel:
             return msgspec.json.decode(text, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidData(f"not a cost model: {error}") from error
+
+
+class Model(Protocol):
+    """What tells the seconds of operations of one kind."""
+
+    def seconds(self, op: Op) -> float: ...
+
+
+Costs = Callable[[Op], float] | Mapping[str, Model]
+"""What tells the seconds of all: a function, or a model for each kind."""
+
+
+def free(op: Op) -> float:
+    """Nothing takes any time."""
+    return 0.0
+
+
+def seconds_by(costs: Costs) -> Callable[[Op], float]:
+    """As a function. It raises `InvalidConfig` for an operation of a kind there is no model of."""
+    if not isinstance(costs, Mapping):
+        return costs
+
+    def seconds(op: Op) -> float:
+        model = costs.get(op.kind)
+        if model is None:
+            known = ", ".join(map(repr, sorted(costs))) or "none"
+            raise InvalidConfig(
+                f"there is no cost model of {op.kind!r} (there are: {known}); fit one, or give its cost"
+            )
+        return model.seconds(op)
+
+    return seconds
 
 
 def _amount(op: Op, feature: str) -> float:
