@@ -2,9 +2,6 @@
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 from itertools import islice, pairwise, takewhile
 
 import numpy as np
@@ -207,32 +204,6 @@ def test_a_trace_that_is_none_is_refused_by_its_line(rows: list[str], complaint:
 def test_impossible_settings_are_refused(wrong: object) -> None:
     with pytest.raises(InvalidConfig):
         wrong()  # type: ignore[operator]
-
-
-SAY = """
-import hashlib, itertools
-from atoll.sim.arrivals import *
-from atoll.sim.clocks import *
-from atoll.sim.faults import *
-demands = itertools.islice(open_loop(Mmpp((1, 9), (5, 2)), LogNormal(300, 1), LogNormal(80, 1), {seed}), 500)
-racks = {{rack: [Crash(f"{{rack}}{{i}}") for i in range(4)] for rack in "abc"}}
-faults = merge(
-    each([Slow(f"n{{i}}", 2) for i in range(9)], Weibull(50, 0.7), LogNormal(5, 1), {seed}),
-    together(racks, Exponential(90), Exponential(3), {seed}, share=0.7, spread_s=1),
-)
-said = [*write_trace(demands), *(repr(to_entry(fault)) for fault in itertools.islice(faults, 500))]
-print(hashlib.sha256("\\n".join(said).encode()).hexdigest())
-"""
-
-
-def test_the_same_seed_gives_the_same_streams_in_every_process_and_for_every_string_hash() -> None:
-    def said(seed: int, string_hash: str) -> str:
-        environment = os.environ | {"PYTHONHASHSEED": string_hash}
-        command = [sys.executable, "-c", SAY.format(seed=seed)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
-    assert said(1, "1") == said(1, "2")
-    assert said(1, "1") != said(2, "1")
 
 
 def test_arrivals_are_in_order() -> None:
