@@ -86,6 +86,13 @@ def test_communication_that_needs_many_sms_is_not_overtaken() -> None:
     assert ends[1] == pytest.approx(4 + math.ceil((70 - 7) / 8))
 
 
+def test_a_copy_engine_waits_for_no_sms() -> None:
+    send = Kernel("send", 0, is_comm=True, c_sms=8)
+    copy = Kernel("copy", 1, bytes_per_cta=HBM / 1e3, is_comm=True)
+    ends = times(waves, ("main", 0, Kernel("k", 8, 3 * MS)), ("comm", 0.5, send), ("copy", 0.5, copy))
+    assert ends == pytest.approx([3, 3, 1.5])
+
+
 def test_a_second_stream_fills_what_the_first_leaves() -> None:
     first, second = times(waves, ("a", 0, Kernel("k", 12, MS)), ("b", 0, Kernel("k", 4, MS)))
     assert (first, second) == (pytest.approx(2), pytest.approx(2))

@@ -131,7 +131,7 @@ class Device:
             if beside:
                 beside(part_done)
 
-        if kernel.is_comm:
+        if kernel.c_sms:
             self.ask(kernel.c_sms, kernel.c_sms, begin, (False, self.turn()))
         else:
             begin(0)
