@@ -15,6 +15,7 @@ from atoll.errors import Deadlock, InvalidData
 from atoll.sim.loop import FOREVER_NS, Loop
 from atoll.sim.maxmin import components, rates
 
+# Then all are forgotten, and those in use learnt again.
 REMEMBERED_RATES = 1_000_000
 REMEMBERED_DEMANDS = 100_000
 
@@ -76,7 +77,7 @@ class _Component:
 
 
 class Fluid:
-    """The activities of a world and what they share. Equal ends come in the order of the starts."""
+    """The activities of a world and what they share. Those of one component that end together do so as they began."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -183,6 +184,10 @@ class Fluid:
         """Units of work per second, now."""
         self._settle_now()
         return activity._rate
+
+    def credit(self, resource: Resource, work: float) -> None:
+        """Count what passed `resource` without being an activity."""
+        resource._given += work
 
     def usage(self, resource: Resource) -> Usage:
         """What `resource` has given until now."""
