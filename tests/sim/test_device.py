@@ -130,12 +130,15 @@ def test_what_is_beside_a_kernel_keeps_its_sms() -> None:
         began.append(loop.now_ns / 1e6)
         loop.post(round(2.5e6), done)
 
-    device.stream("main").launch(Kernel("k", 8, MS))
-    end = device.stream("comm").launch(Kernel("send", 0, is_comm=True, c_sms=4), beside=flow)
-    rest = device.stream("main").launch(Kernel("k", 8, MS))
     seen: dict[str, float] = {}
-    end.then(lambda: seen.__setitem__("end", loop.now_ns / 1e6))
-    rest.then(lambda: seen.__setitem__("rest", loop.now_ns / 1e6))
+
+    def send() -> None:
+        end = device.stream("comm").launch(Kernel("send", 0, is_comm=True, c_sms=4), beside=flow)
+        end.then(lambda: seen.__setitem__("end", loop.now_ns / 1e6))
+
+    loop.post(500_000, send)
+    device.stream("main").launch(Kernel("k", 8, MS))
+    device.stream("main").launch(Kernel("k", 8, MS)).then(lambda: seen.__setitem__("rest", loop.now_ns / 1e6))
     loop.run()
     assert began == [1]
     assert seen == {"end": 3.5, "rest": 3}

@@ -67,6 +67,7 @@ class Device:
         self._tokens: set[int] = set()
         self._asking: list[tuple[bool, int, int, int, Grant]] = []
         self._numbers = count()
+        self._granting: int | None = None  # the token of the event that ends this instant
 
     def stream(self, name: str) -> Stream:
         """The stream of that name, a new one if there is none."""
@@ -91,6 +92,9 @@ class Device:
             self.fluid.loop.cancel(token)
         for stream in self._streams.values():
             stream.abort()
+        if self._granting is not None:
+            self.fluid.loop.cancel(self._granting)
+            self._granting = None
         self._activities.clear()
         self._tokens.clear()
         self._asking.clear()
@@ -147,13 +151,11 @@ class Device:
         self.give_back(back)
 
     def give_back(self, sms: int) -> None:
-        """For modes: hold so many less; whoever may have them now gets them."""
+        """For modes: hold so many less. Who may have them now gets them when all of this instant are in, so that it
+        does not matter which of two kernels that end together is the first."""
         self.free_sms += sms
-        while self._asking and self._asking[0][2] <= self.free_sms:
-            _, _, _, most, grant = heappop(self._asking)
-            granted = min(most, self.free_sms)
-            self.free_sms -= granted
-            grant(granted)
+        if self._granting is None and self._asking:
+            self._granting = self.fluid.loop.post(0, self._grant)
         self._resize_pool()
 
     def work(self, alone_s: float, sm_seconds: float, nbytes: float, done: Done) -> None:
@@ -182,6 +184,15 @@ class Device:
         cap = UNITS_PER_S / self._slow
         activity = self.fluid.start(units, uses, ended, weight=1 / share if share else 1.0, cap=cap)
         self._activities[activity] = None
+
+    def _grant(self) -> None:
+        self._granting = None
+        while self._asking and self._asking[0][2] <= self.free_sms:
+            _, _, _, most, grant = heappop(self._asking)
+            granted = min(most, self.free_sms)
+            self.free_sms -= granted
+            grant(granted)
+        self._resize_pool()
 
     def _sm_pool(self) -> Resource:
         if self._pool is None:
