@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import combinations, pairwise
 from operator import itemgetter
 from typing import Any, Self
@@ -68,7 +68,7 @@ def hold_out(samples: Sequence[Sample], every: int = 4) -> tuple[list[Sample], l
     """
     if every < 2:
         raise InvalidConfig(f"every={every} must be at least 2, or nothing is left to fit")
-    ops = sorted({sample.op for sample in samples}, key=_amounts)
+    ops = sorted({sample.op for sample in samples}, key=astuple)
     ends = {end(ops, key=lambda op: _amount(op, q)) for q in QUANTITIES for end in (min, max) if ops}
     between = [op for op in ops if op not in ends]
     if not between:
@@ -182,7 +182,7 @@ class CostModel(Fitted):
         relative = _relative(features, samples)
         coefficients = _non_negative_least_squares(kind, features, relative)
         amounts = {f: [_amount(sample.op, f) for sample in samples] for f in features if f != "1"}
-        judges = _relative(features, held_out) if held_out else relative
+        judges = _relative(features, held_out or samples)
         return cls(
             kind=kind,
             coefficients={f: float(c) for f, c in zip(features, coefficients, strict=True)},
@@ -202,15 +202,14 @@ class CostModel(Fitted):
 class CostCurve(Fitted):
     """seconds as a rising curve of one amount: straight between its points where both axes are logarithmic.
 
-    Below the first point it is flat, beyond the last it goes on as between the last two.
+    Below the first point it is flat; beyond the last it goes on as over the last octave, as the square at most.
     """
 
     feature: str
     points: tuple[tuple[float, float], ...]  # (amount, seconds)
 
     def __post_init__(self) -> None:
-        if self.feature not in QUANTITIES:
-            raise InvalidConfig(f"feature {self.feature!r} of a curve must be one of {', '.join(QUANTITIES)}")
+        _check_curved(self.feature)
         if self.units != {self.feature: QUANTITIES[self.feature], "seconds": "s"}:
             raise InvalidData(f"units {self.units} of {self.kind!r} must be those of {QUANTITIES}, seconds in s")
         if len(self.points) < 2 or not all(0 < x < math.inf and 0 < y < math.inf for x, y in self.points):
@@ -233,11 +232,9 @@ class CostCurve(Fitted):
     ) -> "CostCurve":
         """The rising curve with the least sum of squared log errors, with a point at each amount that was measured.
 
-        The residuals are those on `held_out`, where given. Raises `InvalidConfig` for a feature there is not;
-        `InvalidData` where a sample is of another kind or has none of `feature`, or all have the same amount.
+        For the rest as `CostModel.fit`. Raises `InvalidData` also where a sample has none of `feature`.
         """
-        if feature not in QUANTITIES:
-            raise InvalidConfig(f"feature {feature!r} of a curve must be one of {', '.join(QUANTITIES)}")
+        _check_curved(feature)
         for sample in (*samples, *held_out):
             _check_kind(kind, sample.op)
         logs: dict[float, list[float]] = {}
@@ -248,8 +245,7 @@ class CostCurve(Fitted):
             raise InvalidData(f"the curve of {kind!r} needs samples of 2 or more amounts of {feature}, all above 0")
         levels = _rising([(sum(logs[x]) / len(logs[x]), len(logs[x])) for x in amounts])
         points = tuple((x, math.exp(level)) for x, level in zip(amounts, levels, strict=True))
-        judges = held_out or samples
-        predicted = [_on_curve(points, _amount(sample.op, feature)) / sample.seconds for sample in judges]
+        ratios = [_on_curve(points, _amount(s.op, feature)) / s.seconds for s in held_out or samples]
         return cls(
             kind=kind,
             feature=feature,
@@ -258,7 +254,7 @@ class CostCurve(Fitted):
             fingerprint=fingerprint,
             fitted_on=fitted_on,
             fitted_range={feature: (amounts[0], amounts[-1])},
-            residuals=_residuals(np.array(predicted), bool(held_out)),
+            residuals=_residuals(np.array(ratios), bool(held_out)),
         )
 
     def seconds(self, op: Op) -> float:
@@ -279,14 +275,15 @@ def _amount(op: Op, feature: str) -> float:
     return 1.0 if feature == "1" else float(getattr(op, feature))
 
 
-def _amounts(op: Op) -> tuple[float, ...]:
-    return tuple(_amount(op, quantity) for quantity in QUANTITIES)
-
-
 def _check_features(features: Sequence[str]) -> None:
     unknown = set(features) - set(UNITS)
     if unknown or not features or len(set(features)) < len(features):
         raise InvalidConfig(f"features {tuple(features)} must be different ones among {', '.join(UNITS)}")
+
+
+def _check_curved(feature: str) -> None:
+    if feature not in QUANTITIES:
+        raise InvalidConfig(f"feature {feature!r} of a curve must be one of {', '.join(QUANTITIES)}")
 
 
 def _check_kind(kind: str, op: Op) -> None:
@@ -344,7 +341,13 @@ def _on_curve(points: Sequence[tuple[float, float]], amount: float) -> float:
     i = bisect_right(points, amount, key=itemgetter(0))
     if i == 0:
         return points[0][1]
-    (x0, y0), (x1, y1) = points[i - 1 : i + 1] if i < len(points) else points[-2:]
-    slope = math.log(y1 / y0) / math.log(x1 / x0)
-    seconds = y0 * math.pow(amount / x0, slope)
-    return seconds if amount > x1 else min(seconds, y1)  # not above it by a rounding
+    if i < len(points):
+        (x0, y0), (x1, y1) = points[i - 1 : i + 1]
+        return min(y1, y0 * math.pow(y1 / y0, _log_ratio(amount, x0) / _log_ratio(x1, x0)))
+    x1, y1 = points[-1]
+    x0, y0 = next((point for point in reversed(points) if 2 * point[0] <= x1), points[0])
+    return y1 * math.pow(amount / x1, min(2.0, math.log(y1 / y0) / _log_ratio(x1, x0)))
+
+
+def _log_ratio(b: float, a: float) -> float:
+    return math.log1p((b - a) / a)  # above 0 for all b > a, where b / a may be rounded to 1
