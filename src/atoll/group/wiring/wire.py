@@ -192,7 +192,7 @@ class Wire:
     def _check(self) -> None:
         """Once a second: does data move, does the helper live?"""
         now, station = time.monotonic(), self._station
-        seen = station.frames, self._links.received()
+        seen = station.progress, self._links.received()
         if not station.runs or seen != self._seen:
             self._moved_at, self._seen = now, seen
         elif now - self._moved_at > (patience_s := self._patience_s()):
