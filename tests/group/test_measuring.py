@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from atoll.group.api import Close, Say
-from atoll.group.membership.master import PROBING_S, Master
+from atoll.group.membership.forming import PROBING_S
+from atoll.group.membership.master import Master
 from atoll.group.membership.rings import EXACT, best_ring, quality
 from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import (

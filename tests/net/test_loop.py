@@ -169,6 +169,22 @@ def test_a_channel_closed_by_its_own_frame_says_nothing_more(loop: SocketLoop) -
     assert heard == [b"a"]
 
 
+def test_a_channel_closed_while_a_frame_gets_its_place_says_nothing_more(loop: SocketLoop) -> None:
+    other, channel, ends = attach(loop)
+    asked: list[int] = []
+
+    def place(sequence: int, word: int, nbytes: int) -> memoryview:
+        asked.append(sequence)
+        loop.remove(channel)
+        return memoryview(bytearray(nbytes))
+
+    channel.place = place
+    other.sendall(HEADER.pack(1, 2, 0) + b"ab" + message(b"end"))
+    turn_until(loop, lambda: asked)
+    loop.turn(0.05)
+    assert (asked, ends.frames, ends.broken) == ([1], [], [])
+
+
 def test_a_held_channel_goes_on_when_resumed_with_what_was_buffered(loop: SocketLoop) -> None:
     other, channel, ends = attach(loop)
     memory: list[bytearray] = []

@@ -315,8 +315,9 @@ class SocketLoop:
     def _read(self, channel: Channel) -> None:
         try:
             for frame in channel.read():
-                self.channels[channel].heard(channel, frame)
-                if channel not in self.channels:  # closed by what it said
+                if channel in self.channels:
+                    self.channels[channel].heard(channel, frame)
+                if channel not in self.channels:  # closed by what it said, or already when a place for it was asked for
                     return
         except (OSError, AtollError) as error:
             self._refused(channel, error)

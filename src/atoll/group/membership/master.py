@@ -8,13 +8,12 @@ et al. 2025, arXiv 2505.14065), whose per-operation abort votes this rule replac
 import hmac
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from atoll.group.api import Close, Know, MasterAction, Say
 from atoll.group.membership.admission import MOST_LETTERS, MOST_MEMBERS, Patience, plausible, unfit
+from atoll.group.membership.forming import FORMING_S, Forming
 from atoll.group.membership.recovery import Recovery, Remembered, majority
-from atoll.group.membership.rings import Pair
 from atoll.group.membership.roster import Change, Gone, Joined, Roster, Tick
 from atoll.group.membership.stalls import Stalls
 from atoll.group.membership.topology import LinkMap
@@ -51,31 +50,7 @@ from atoll.group.messages import (
     Welcome,
 )
 
-PROBING_S: Final = 8.0
-"""A link on which nothing has come for so long while it was measured is none."""
-MEASURING_S: Final = 20.0
-"""Spent on it in one attempt; the rest is measured when the group opens again."""
-FORMING_S: Final = 15.0
 LOSSES_KEPT: Final = 20
-
-
-@dataclass
-class Forming:
-    """An attempt to establish a ring."""
-
-    epoch: int
-    ring: tuple[int, ...]
-    opened: bool
-    since: float
-    linked: set[int] = field(default_factory=set)
-    round_trip_s: float = 0.0
-    """The longest to a successor."""
-    lanes: dict[int, str] = field(default_factory=dict)
-    began: float = 0.0
-    """When the first link was measured in it."""
-    rounds: list[list[Pair]] | None = None
-    """What is still to be measured; None: nobody has looked yet."""
-    awaited: set[Pair] = field(default_factory=set)
 
 
 class Master:
@@ -363,9 +338,7 @@ class Master:
         forming = self.forming
         if forming is None or event.epoch != forming.epoch:
             return  # of an attempt already given up
-        forming.linked.add(who)
-        forming.round_trip_s = max(forming.round_trip_s, event.round_trip_s)
-        forming.lanes[who] = event.lane[:MOST_LETTERS]
+        forming.link(who, event, event.lane[:MOST_LETTERS])
 
     def _on_broken(self, who: int, event: Broken) -> None:
         """Make the links anew, another way where one can't be made; or without somebody, where there is no other."""
@@ -393,37 +366,25 @@ class Master:
         return "; ".join([*([f"{into} can't reach it"] if into else []), *([f"it can't reach {out}"] if out else [])])
 
     def _measuring(self, forming: Forming) -> bool:
-        """Programs wait while a group opens, and links are idle: measure those that nobody knows, round by round."""
-        if forming.awaited or not forming.opened or not self._measure:
-            return bool(forming.awaited)
-        if forming.rounds is None:
-            forming.rounds, forming.began = self.links.to_measure(forming.ring), self._now
-        if not forming.rounds or self._now - forming.began > MEASURING_S:
-            return False
-        forming.awaited, forming.since = set(forming.rounds.pop(0)), self._now
-        for source, target in sorted(forming.awaited):
+        """Are links being measured?"""
+        for source, target in forming.measure(self.links, self._now) if self._measure else []:
             self._say([source], Probe(forming.epoch, target))
-        return True
+        return bool(forming.probed)
 
     def _on_probed(self, who: int, event: Probed) -> None:
         forming = self.forming
-        if forming is not None and (who, event.to) in forming.awaited and event.epoch == forming.epoch:
-            forming.awaited.remove((who, event.to))
+        if forming is not None and (who, event.to) in forming.probed and event.epoch == forming.epoch:
+            forming.probed.remove((who, event.to))
             self.links.note(who, event.to, event.bytes_per_s, event.round_trip_s, self._now)
 
     def _hurry(self) -> None:
-        """Nobody may hold an attempt up for ever."""
-        forming = self.forming
+        """Nobody may hold an attempt, or an operation, up for ever."""
         if self._stalls.due(self._now):
             self._blame()
-        if forming and forming.awaited:
-            if self._now - forming.since >= PROBING_S:
-                for source, target in forming.awaited:
-                    self.links.broke(source, target, made=False, now=self._now)
-                forming.awaited.clear()
-        elif forming and self._now - forming.since >= FORMING_S:
-            late = [i for i in forming.ring if i not in forming.linked]
-            self._changed([c for i in late for c in self.roster.drop(i, f"made no links for {FORMING_S:g} s")])
+        if forming := self.forming:
+            for source, target in forming.unanswered(self._now):
+                self.links.broke(source, target, made=False, now=self._now)
+            self._drop(dict.fromkeys(forming.late(self._now), f"made no links for {FORMING_S:g} s"))
 
     def _evaluate(self) -> None:
         """After *every* event: a loss may have been the last vote that was missing."""
@@ -432,7 +393,7 @@ class Master:
         if self.recovery:
             return
         forming = self.forming
-        if forming and forming.linked >= set(forming.ring) and not self._measuring(forming):
+        if forming and forming.complete and not self._measuring(forming):
             if forming.opened and self.links.order(forming.ring) != forming.ring:
                 self._form(forming.ring, opened=True)
             else:
@@ -507,12 +468,21 @@ class Master:
     def _on_stalled(self, who: int, event: Stalled) -> None:
         if self.forming or event.epoch != self.epoch:
             return
-        self._reason = self._reason or f"{self.roster.members[who].name}: {event.why}"
-        self._stalls.note(who, event, self._now)
+        owed = self.votes.owed_to(who)  # who hasn't voted yet owes nothing
+        if awaited := tuple(i for i in event.awaited if i in owed):
+            self._stalls.note(who, Stalled(event.epoch, event.why, awaited, event.received), self._now)
 
     def _blame(self) -> None:
         """Data stands still, and all who wait for some have said so."""
-        if to_blame := self._stalls.to_blame(self.ring):
+        accusers, why = self._stalls.accusers, self._stalls.why
+        concerned = {*accusers}.union(*map(self.votes.owed_to, accusers))
+        ring = [i for i in self.ring if i in concerned]
+        to_blame = self._stalls.to_blame(ring, self.votes.done(ring))
+        self._stalls.clear()
+        if to_blame is None:
+            return
+        self._reason = self._reason or why
+        if to_blame:
             self._drop(to_blame)
         else:
             self._form(self.ring, opened=False)
