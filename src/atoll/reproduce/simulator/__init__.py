@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from atoll.reproduce.api import Line, Say
+from atoll.reproduce.simulator.collectives import a_thousand_ranks, collectives
 from atoll.reproduce.simulator.laws import laws
 from atoll.reproduce.simulator.pace import pace
 from atoll.reproduce.simulator.queues import queues
@@ -14,6 +15,8 @@ def demonstrate(full: bool, seed: int, say: Say) -> Iterator[Line]:
     """The lines of the sheet's "Done when", in order."""
     yield from queues(full, seed, say)
     yield from shares(seed, say)
+    yield from collectives(say)
     yield from laws(full, seed, say)
     yield from pace(say)
+    yield a_thousand_ranks(say)
     yield from refusals(say)
