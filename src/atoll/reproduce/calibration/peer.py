@@ -1,0 +1,122 @@
+"""Driver: one process of the calibration's group: votes, messages between two, all-reduces; says what they took.
+
+python -m atoll.reproduce.calibration.peer SPEC
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import psutil
+
+import atoll
+
+_TRIAL: Final = 20
+_MESSAGE: Final = 16  # float64 between two: small, so that no byte counts
+
+
+class Task(msgspec.Struct, frozen=True):
+    """All-reduces of one size, `repeat` in a row, in so many rounds and one to warm up."""
+
+    nbytes: int
+    rounds: int
+    repeat: int
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What the processes do."""
+
+    world: int
+    near: str
+    """Address of a master whose peers read each other's memory."""
+    far: str
+    """And of one whose peers use TCP alone."""
+    master_pid: int
+    """Of the first."""
+    votes: int = 0
+    tasks: tuple[Task, ...] = ()
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What one of them found. Seconds; lists: one for each operation."""
+
+    rank: int
+    vote: list[float] = []
+    vote_core_s: float = 0.0
+    """Of a core, per vote."""
+    master_core_s: float = 0.0
+    """The same of the master's process."""
+    message_core_s: float = 0.0
+    """Per `send` or `recv` of few bytes."""
+    reduced: dict[str, dict[int, list[float]]] = {}
+    """By way and bytes."""
+
+
+def core_seconds(pid: int) -> float:
+    """What a process has used so far, to the nanosecond where the system tells."""
+    tasks = Path(f"/proc/{pid}/task")
+    if (tasks / str(pid) / "schedstat").exists():
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
+    used = psutil.Process(pid).cpu_times()
+    return float(used.user + used.system)
+
+
+def run(spec: Spec) -> Said:
+    """All of it."""
+    with ExitStack() as stack:
+        groups = {
+            name: stack.enter_context(atoll.join(address, min_world=spec.world, timeout_s=60.0, shared_memory=shared))
+            for name, address, shared in (("direct", spec.near, True), ("tcp", spec.far, False))
+        }
+        group = groups["direct"]
+        said = Said(group.rank)
+        if spec.votes:
+            said = _control(group, spec)
+        for task in spec.tasks:
+            _reduce(groups, task, said.reduced)
+        for each in groups.values():
+            each.barrier()
+    return said
+
+
+def _control(group: atoll.Group, spec: Spec) -> Said:
+    def vote() -> float:
+        return group.gather_bytes_async(b"").wait().seconds
+
+    for _ in range(_TRIAL):
+        vote()
+    before, master_before = time.process_time(), core_seconds(spec.master_pid)
+    votes = [vote() for _ in range(spec.votes)]
+    master_core_s = (core_seconds(spec.master_pid) - master_before) / spec.votes
+    vote_core_s = (time.process_time() - before) / spec.votes
+
+    few, other = np.zeros(_MESSAGE), 1 - group.rank
+    message: Callable[..., object] = group.send if group.rank == 0 else group.recv
+    for _ in range(_TRIAL):
+        message(few, other)
+    before = time.process_time()
+    for _ in range(spec.votes):
+        message(few, other)
+    message_core_s = (time.process_time() - before) / spec.votes
+    return Said(group.rank, votes, vote_core_s, master_core_s, message_core_s)
+
+
+def _reduce(groups: dict[str, Any], task: Task, reduced: dict[str, dict[int, list[float]]]) -> None:
+    x, out = np.ones(task.nbytes // 4, np.float32), np.ones(task.nbytes // 4, np.float32)
+    for round_ in range(task.rounds + 1):
+        for name, group in groups.items():
+            algorithm = None if name == "direct" else "ring"  # what else would follow from a rate measured on the day
+            group.barrier()
+            for _ in range(task.repeat):
+                seconds = group.all_reduce(x, "avg", out=out, algorithm=algorithm).seconds
+                if round_:
+                    reduced.setdefault(name, {}).setdefault(task.nbytes, []).append(seconds)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(msgspec.json.encode(run(msgspec.json.decode(sys.argv[1], type=Spec))).decode() + "\n")
