@@ -48,7 +48,12 @@ class Control:
     master_core_s: float
     """The master's, per vote of both."""
     message_core_s: float
-    """A peer's, per message of few bytes to or from the other: three frames, each with two ends."""
+    """A peer's, per message of few bytes to or from the other: one end of three frames."""
+    vote_alone_core_s: float
+    reduce_alone_core_s: float
+    """Of a vote and of a small all-reduce that ask nobody: what the program's side takes."""
+    form_s: float
+    """By the clock: a new epoch of the same two, with new links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +82,19 @@ class HostCosts:
     """What taking part in a group takes of a machine, in seconds of one core unless said otherwise."""
 
     launch_s: float
-    """The program's part of an operation: from its call to the ticket, and from the outcome to its return."""
+    """The program's part of an operation with data: from call to ticket, and from outcome to return."""
+    vote_s: float
+    """The same of one without."""
     message_s: float
-    """A message or data frame, at either end, without its bytes."""
+    """A message to or from the master, at a peer."""
+    frame_s: float
+    """A data frame, at either end, without its bytes."""
     master_s: float
     """The same at the master."""
     wake_s: float
     """Until a process that sleeps runs; no core's time."""
+    dial_s: float
+    """More than a message, at either end, for a new link."""
     exit_s: float
     """From a kill until the others see its connections closed, without its memory; no core's time."""
     exit_byte_s: float

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from atoll.net import capabilities
+from atoll.net import capabilities, tcp
 from atoll.net.neighbour import Neighbour, address_of
 
 BLOCK: Final = 1 << 20
@@ -25,87 +25,110 @@ Found = dict[str, dict[int, float]]
 
 
 def byte_work(nbytes: int, budget_s: float) -> dict[str, float]:
-    """All that touches no socket. Pieces are as large as those of an all-reduce of so many bytes."""
+    """Over as much memory as two peers have in an all-reduce of so many bytes, and each in
+    turn, so that it finds in the cache what it would there. Pieces are as large as there, too."""
     n, block = nbytes // 4, min(BLOCK, nbytes) // 4
-    source, result, into = np.ones(n, np.float32), np.ones(n, np.float32), np.ones(n, np.float32)
+    ours, theirs, out, their_out = (np.ones(n, np.float32) for _ in range(4))
     shard = capabilities.best_shard_bytes() // 4
     scratch = np.empty(shard, np.float32)
-    theirs = Neighbour(os.getpid()).view(address_of(memoryview(source.view(np.uint8).data)), nbytes)
+    lent, their_result = (_lent(array) for array in (theirs, their_out))
 
     def add(at: int, stop: int) -> None:
         for low in range(at, stop, shard):
             few = slice(low, min(low + shard, stop))
-            np.add(result[few], source[few], out=into[few])
+            np.add(ours[few], theirs[few], out=out[few])
 
     def reduce(at: int, stop: int) -> None:
         for low in range(at, stop, shard):
             few = slice(low, min(low + shard, stop))
             got = scratch[: few.stop - few.start]
-            theirs.read(4 * low, memoryview(got.view(np.uint8).data))
-            np.add(result[few], got, out=into[few])
-
-    def read(at: int, stop: int) -> None:
-        theirs.read(4 * at, memoryview(into[at:stop].view(np.uint8).data))
-
-    def copy(at: int, stop: int) -> None:
-        into[at:stop] = source[at:stop]
+            lent.read(4 * low, memoryview(got.view(np.uint8).data))
+            np.add(ours[few], got, out=out[few])
 
     def divide(at: int, stop: int) -> None:
-        np.divide(into[at:stop], np.float32(2.0), out=into[at:stop])
+        np.divide(out[at:stop], np.float32(2.0), out=out[at:stop])
 
-    each = {"add": add, "copy": copy, "divide": divide, "read": read, "reduce": reduce}
+    def read(at: int, stop: int) -> None:
+        their_result.read(4 * at, memoryview(out[at:stop].view(np.uint8).data))
+
+    def copy(at: int, stop: int) -> None:
+        out[at:stop] = their_out[at:stop]
+
+    each = {"reduce": reduce, "divide": divide, "read": read, "add": add, "copy": copy}
     if capabilities.direct_reads():
         each["read"], each["reduce"] = copy, add  # through slots, about
+    found: dict[str, list[float]] = {name: [] for name in (*each, "send", "receive", "loopback")}
+    end, round_ = time.perf_counter() + budget_s, 0
+    with Stream() as stream:
+        while round_ <= _FEWEST or (round_ <= _MOST and time.perf_counter() < end):
+            seconds = stream.carry(*(memoryview(array.view(np.uint8).data) for array in (theirs, out)))
+            for name, piece in each.items():
+                began = time.thread_time()
+                for at in range(0, n, block):
+                    piece(at, min(at + block, n))
+                seconds[name] = time.thread_time() - began
+            if round_:  # the first one warms up
+                for name in found:
+                    found[name].append(seconds[name])
+            round_ += 1
+    return {name: max(1e-9, statistics.median(some)) for name, some in found.items()}
 
-    def whole(piece: Callable[[int, int], None]) -> None:
-        for at in range(0, n, block):
-            piece(at, min(at + block, n))
 
-    return {name: _core_s(lambda piece=piece: whole(piece), budget_s / len(each)) for name, piece in each.items()}
+def _lent(array: Any) -> Any:
+    """As another process' memory would be read."""
+    return Neighbour(os.getpid()).view(address_of(memoryview(array.view(np.uint8).data)), array.nbytes)
 
 
-def _core_s(call: Callable[[], object], budget_s: float, clock: Callable[[], float] = time.thread_time) -> float:
+def _core_s(call: Callable[[], object], budget_s: float) -> float:
     """The median, once warm."""
     call()
     end, seconds = time.perf_counter() + budget_s, []
     while len(seconds) < _FEWEST or (len(seconds) < _MOST and time.perf_counter() < end):
-        began = clock()
+        began = time.thread_time()
         call()
-        seconds.append(clock() - began)
+        seconds.append(time.thread_time() - began)
     return max(1e-9, statistics.median(seconds))
 
 
-def stream(nbytes: int, budget_s: float) -> dict[str, float]:
-    """Through loopback TCP: `send` and `receive` of each thread's core, and `loopback` by the clock."""
-    payload, into = memoryview(bytes([1]) * nbytes), memoryview(bytearray(nbytes))  # zeros would be one page
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        sender = socket.create_connection(server.getsockname(), 5.0)
-        receiver, _ = server.accept()
-    found: dict[str, list[float]] = {"send": [], "receive": [], "loopback": []}
-    with sender, receiver:
-        for sock in (sender, receiver):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+class Stream:
+    """A connection through loopback, tuned as a group's, with a thread at each end."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.sender = socket.create_connection(server.getsockname(), 5.0)
+            self.receiver, _ = server.accept()
+        for sock in (self.sender, self.receiver):
+            tcp.tune(sock)
             sock.settimeout(30.0)
-        end = time.perf_counter() + budget_s
-        while len(found["send"]) <= _FEWEST or (len(found["send"]) <= _MOST and time.perf_counter() < end):
-            ready = threading.Event()
 
-            def send(ready: threading.Event = ready) -> None:
-                ready.wait()
-                before = time.thread_time()
-                sender.sendall(payload)
-                found["send"].append(time.thread_time() - before)
+    def __enter__(self) -> "Stream":
+        return self
 
-            thread = threading.Thread(target=send)
-            thread.start()
-            began, before, left = time.perf_counter(), time.thread_time(), nbytes
-            ready.set()
-            while left:
-                left -= receiver.recv_into(into[nbytes - left :])
-            found["receive"].append(time.thread_time() - before)
-            found["loopback"].append(time.perf_counter() - began)
-            thread.join()
-    return {name: max(1e-9, statistics.median(some[1:])) for name, some in found.items()}
+    def __exit__(self, *_: object) -> None:
+        self.sender.close()
+        self.receiver.close()
+
+    def carry(self, payload: memoryview, into: memoryview) -> dict[str, float]:
+        """Core seconds of `send` and `receive`, and `loopback` by the clock."""
+        found: dict[str, float] = {}
+        ready = threading.Event()
+
+        def send() -> None:
+            ready.wait()
+            before = time.thread_time()
+            self.sender.sendall(payload)
+            found["send"] = time.thread_time() - before
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        began, before, left = time.perf_counter(), time.thread_time(), into
+        ready.set()
+        while left:
+            left = left[self.receiver.recv_into(left) :]
+        found["receive"] = time.thread_time() - before
+        found["loopback"] = time.perf_counter() - began
+        thread.join()
+        return found
 
 
 def main(argv: list[str]) -> None:
@@ -119,8 +142,7 @@ def main(argv: list[str]) -> None:
         return
     found: dict[str, dict[int, float]] = {}
     for nbytes in sizes:
-        several = {**byte_work(nbytes, budget_s * 2 / 3), **stream(nbytes, budget_s / 3)}
-        for name, seconds in several.items():
+        for name, seconds in byte_work(nbytes, budget_s).items():
             found.setdefault(name, {})[nbytes] = seconds
     found["matmul"] = matmul([64, 128, 192, 256, 384, 512, 768][: 3 + len(sizes)], budget_s)
     _say(found)

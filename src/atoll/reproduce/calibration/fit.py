@@ -56,25 +56,25 @@ def curve(kind: str, amounts: Iterable[tuple[float, float]], fingerprint: str, t
     return CostCurve.fit(kind, "bytes", fitted, held_out=judges, fingerprint=fingerprint, fitted_on=today)
 
 
-def model(
-    kind: str, quantity: str, amounts: Iterable[tuple[float, float]], fingerprint: str, today: str
-) -> CostModel:
+def model(kind: str, quantity: str, amounts: Iterable[tuple[float, float]], fingerprint: str, today: str) -> CostModel:
     """alpha + beta * amount, judged by those held out."""
     fitted, judges = _split(samples(kind, amounts, quantity))
-    return CostModel.fit(
-        kind, ("1", quantity), fitted, held_out=judges, fingerprint=fingerprint, fitted_on=today
-    )
+    return CostModel.fit(kind, ("1", quantity), fitted, held_out=judges, fingerprint=fingerprint, fitted_on=today)
 
 
 def host_costs(measured: Measured, fingerprint: str, today: str) -> HostCosts:
-    """What follows from small things alone; `wake_s` is 0 until the virtual group has told what is missing."""
-    launch_s, message_s = control_costs(measured.control)
+    """What follows from small things alone; `wake_s` and `dial_s` are 0 until the virtual group has
+    told what is missing."""
+    launch_s, vote_s, message_s, frame_s = control_costs(measured.control)
     exits = model("exit", "bytes", measured.exits, fingerprint, today).coefficients
     return HostCosts(
         launch_s=launch_s,
+        vote_s=vote_s,
         message_s=message_s,
+        frame_s=frame_s,
         master_s=measured.control.master_core_s / 4,  # two votes in, two verdicts out
         wake_s=0.0,
+        dial_s=0.0,
         exit_s=exits["1"],
         exit_byte_s=exits["bytes"],
         cores=measured.cores,
@@ -83,13 +83,13 @@ def host_costs(measured: Measured, fingerprint: str, today: str) -> HostCosts:
     )
 
 
-def control_costs(control: Control) -> tuple[float, float]:
-    """(launch_s, message_s): a vote is a launch and two messages; three frames between two are two launches and six
-    ends. A message is never less than a tenth of a vote, nor more than four."""
-    vote = control.vote_core_s
-    message_s = (2 * control.message_core_s - 2 * vote) / (2 * _FRAMES_OF_A_MESSAGE - 4)
-    message_s = min(max(message_s, vote / 10), vote * 0.4)
-    return vote - 2 * message_s, message_s
+def control_costs(control: Control) -> tuple[float, float, float, float]:
+    """(launch_s, vote_s, message_s, frame_s): a vote is the program's part and two messages, what goes between two is
+    the program's part and three frames. What is left of either is at least a tenth of it, whatever the noise."""
+    launch_s, vote_s = control.reduce_alone_core_s, control.vote_alone_core_s
+    messages_s = max(control.vote_core_s - vote_s, control.vote_core_s / 10)
+    frames_s = max(control.message_core_s - launch_s, control.message_core_s / 10)
+    return launch_s, vote_s, messages_s / 2, frames_s / _FRAMES_OF_A_MESSAGE
 
 
 def models(measured: Measured, fingerprint: str, today: str) -> dict[str, CostModel]:

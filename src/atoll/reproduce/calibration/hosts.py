@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from atoll.group.api import Ticket
 from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import Beat, ToMaster
 from atoll.group.virtual import Process, World
@@ -111,21 +112,23 @@ class Thread:
 
 class Prices:
     """What a member of a group of `world` pays, in operations of `nbytes`. `direct`: processes read each other's
-    memory; else all goes through loopback TCP."""
+    memory; else all goes through loopback TCP. Bytes were measured with as much memory in use as two peers have; more
+    peers crowd the shared cache as larger operations would."""
 
     def __init__(self, costs: HostCosts, world: int, nbytes: int, direct: bool) -> None:
         self.costs, self.direct, self._others = costs, direct, max(1, world - 1)
-        self.message, self.launch = Work(costs.message_s), Work(costs.launch_s)
-        self.master = Work(costs.master_s)
-        self._per_byte = {work: costs.per_byte_s(work, max(1, nbytes)) for work in costs.bytes}
+        self.message, self.frame, self.master = Work(costs.message_s), Work(costs.frame_s), Work(costs.master_s)
+        self.dialled = Work(costs.message_s + costs.dial_s)
+        crowd = max(1, nbytes) * max(2, world) // 2
+        self._per_byte = {work: costs.per_byte_s(work, crowd) for work in costs.bytes}
 
     def streamed(self, nbytes: int) -> bool:
         """Do the bytes go through a socket?"""
         return not self.direct or nbytes <= INLINE
 
-    def written(self, nbytes: int) -> Work:
-        """By the sender of a data frame, at its beginning."""
-        return Work.of(self.costs.message_s, 0.0)
+    def launch(self, ticket: Ticket) -> Work:
+        """The program's side."""
+        return Work(self.costs.launch_s if ticket.moves_data else self.costs.vote_s)
 
     def sent(self, nbytes: int) -> Work:
         """Some bytes of a stream, by their sender."""
@@ -150,13 +153,15 @@ class Prices:
             memory_s += n * (price["read"] + (price["add"] if eager else 0.0))
         if reduces:  # of an average; whoever has heard all others divides once
             memory_s += n * price["divide"] / self._others
-        return Work.of(self.costs.message_s, memory_s)
+        return Work.of(self.costs.frame_s, memory_s)
 
 
 class HostWorld(World):
     """A group whose processes and master are on one machine."""
 
-    def __init__(self, costs: HostCosts, world: int, nbytes: int, *, direct: bool = True, memory_bytes: int = 0) -> None:
+    def __init__(
+        self, costs: HostCosts, world: int, nbytes: int, *, direct: bool = True, memory_bytes: int = 0
+    ) -> None:
         super().__init__(latency_s=0.0, bytes_per_s=_ENDLESS)
         self.prices = Prices(costs, world, nbytes, direct)
         self.machine_of_all = Machine(self.loop, costs.cores, costs.memory)
@@ -195,9 +200,11 @@ class HostProcess(Process):
             case "resume":  # of a program that slept
                 work = FREE
             case "_resume":
-                work = prices.launch
+                work = prices.launch(args[0])
             case "_arrived":
                 work = prices.landed(args[1])
+            case "_accept" | "_dialled":
+                work = prices.dialled
             case _:
                 work = prices.message
         self.thread.hear(work, partial(super().call, fn, *args))
@@ -228,7 +235,7 @@ class HostLink(Link):
 
     def _carry_data(self, nbytes: int, leave: Callable[[], object], reader: Thread) -> None:
         prices, thread = self._world.prices, self._thread
-        thread.send(prices.written(nbytes), _nothing)
+        thread.send(prices.frame, _nothing)
         if not prices.streamed(nbytes):
             thread.send(FREE, leave)
             return

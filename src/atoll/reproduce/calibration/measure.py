@@ -1,4 +1,4 @@
-"""Driver: times this machine: bytes, votes, whole all-reduces of real processes, matrices, a disk, the end of a process.
+"""Driver: times this machine: bytes, votes, all-reduces of real processes, matrices, a disk, the end of a process.
 
 What is a host's own cost is measured in seconds of a core, which others on the machine disturb little; what a user
 waits for is measured by the clock, so an honest calibration needs a machine that does nothing else.
@@ -165,10 +165,11 @@ def at_once(cores: int, nbytes: int, budget_s: float) -> float:
 
 def _bench(sizes: Sequence[int], budget_s: float, *words: str) -> "subprocess.Popen[str]":
     argv = [",".join(map(str, sizes)), str(budget_s), *words]
-    return _start("atoll.reproduce.calibration.bench", *argv)
+    return start("atoll.reproduce.calibration.bench", *argv)
 
 
-def _start(module: str, *argv: str) -> "subprocess.Popen[str]":
+def start(module: str, *argv: str) -> "subprocess.Popen[str]":
+    """`python -m module`, with one thread for mathematics and pipes to it."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     pipe = subprocess.PIPE
@@ -181,14 +182,14 @@ def _start(module: str, *argv: str) -> "subprocess.Popen[str]":
 def group(world: int, votes: int, tasks: tuple[Task, ...]) -> list[Said]:
     """What so many processes say, by rank, under two masters."""
     with ExitStack() as stack:
-        masters = [_start("atoll", "master", "--listen", "127.0.0.1:0", "--json") for _ in range(2)]
+        masters = [start("atoll", "master", "--listen", "127.0.0.1:0", "--json") for _ in range(2)]
         addresses = []
         for master in masters:
             stack.callback(_end, master)
             assert master.stdout is not None
             addresses.append(json.loads(master.stdout.readline())["address"])
         spec = msgspec.json.encode(Spec(world, *addresses, masters[0].pid, votes, tasks)).decode()
-        peers = [_start("atoll.reproduce.calibration.peer", spec) for _ in range(world)]
+        peers = [start("atoll.reproduce.calibration.peer", spec) for _ in range(world)]
         for peer in peers:
             stack.callback(_end, peer)
         with ThreadPoolExecutor(world) as readers:
@@ -211,6 +212,9 @@ def control_of(said: list[Said]) -> Control:
         statistics.mean(each.vote_core_s for each in said),
         said[0].master_core_s,
         statistics.mean(each.message_core_s for each in said),
+        statistics.mean(each.vote_alone_core_s for each in said),
+        statistics.mean(each.reduce_alone_core_s for each in said),
+        statistics.median(said[0].forming),
     )
 
 

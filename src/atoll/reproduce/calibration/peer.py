@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 
 import atoll
+from atoll.group.local import LocalGroup
 
 _TRIAL: Final = 20
 _MESSAGE: Final = 16  # float64 between two: small, so that no byte counts
@@ -53,6 +54,11 @@ class Said(msgspec.Struct, frozen=True):
     """The same of the master's process."""
     message_core_s: float = 0.0
     """Per `send` or `recv` of few bytes."""
+    vote_alone_core_s: float = 0.0
+    reduce_alone_core_s: float = 0.0
+    """Of a group that asks nobody."""
+    forming: list[float] = []
+    """A new epoch of the same two."""
     reduced: dict[str, dict[int, list[float]]] = {}
     """By way and bytes."""
 
@@ -103,7 +109,34 @@ def _control(group: atoll.Group, spec: Spec) -> Said:
     for _ in range(spec.votes):
         message(few, other)
     message_core_s = (time.process_time() - before) / spec.votes
-    return Said(group.rank, votes, vote_core_s, master_core_s, message_core_s)
+    alone = _alone(few, spec.votes)
+    forming = [_form(group) for _ in range(max(5, spec.votes // 50))]
+    return Said(group.rank, votes, vote_core_s, master_core_s, message_core_s, *alone, forming)
+
+
+def _form(group: atoll.Group) -> float:
+    group.all_reduce(np.zeros(1 << 18, np.float32))  # else links may be kept
+    began = time.perf_counter()
+    group.update_topology()
+    return time.perf_counter() - began
+
+
+def _alone(few: Any, times: int) -> list[float]:
+    """Core seconds of a vote and an all-reduce of the program's side alone."""
+    group, out = LocalGroup(), np.zeros_like(few)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: group.gather_bytes(b""),
+        lambda: group.all_reduce(few, "avg", out=out),
+    )
+    found = []
+    for call in calls:
+        for _ in range(_TRIAL):
+            call()
+        before = time.process_time()
+        for _ in range(times):
+            call()
+        found.append((time.process_time() - before) / times)
+    return found
 
 
 def _reduce(groups: dict[str, Any], task: Task, reduced: dict[str, dict[int, list[float]]]) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 
 import atoll
 from atoll.group.api import Algorithm
-from atoll.reproduce.calibration.api import HostCosts, Reduced
+from atoll.reproduce.calibration.api import Control, HostCosts, Reduced
 from atoll.reproduce.calibration.hosts import HostWorld
+from atoll.runtime.api import here
 
 _LARGE: Final = 8 << 20
 _MOST_SCALE: Final = 3.0
@@ -48,13 +49,34 @@ def barrier_seconds(costs: HostCosts, world: int = 2) -> float:
     return float(_run(HostWorld(costs, world, 1 << 16), world, program)[0])
 
 
-def with_wake(costs: HostCosts, barrier_s: float) -> HostCosts:
-    """`wake_s` such that a vote of two takes as long as was measured. It is what no process' own time explains."""
-    plain = replace(costs, wake_s=0.0)
-    missing = max(0.0, barrier_s - barrier_seconds(plain))
-    trial = replace(costs, wake_s=missing / 2)
-    slope = (barrier_seconds(trial) - barrier_seconds(plain)) / trial.wake_s if missing else 1.0
-    return replace(costs, wake_s=missing / max(slope, 1.0))
+def forming_seconds(costs: HostCosts, world: int = 2) -> float:
+    """A new epoch of the same members."""
+
+    def program(group: atoll.Group) -> float:
+        seconds = []
+        for _ in range(3):
+            group.all_reduce(np.zeros(1 << 18, np.float32))  # else links may be kept
+            began = here().now()
+            group.update_topology()
+            seconds.append(here().now() - began)
+        return statistics.median(seconds)
+
+    return float(_run(HostWorld(costs, world, 1 << 16), world, program)[0])
+
+
+def with_latencies(costs: HostCosts, control: Control) -> HostCosts:
+    """`wake_s` such that a vote of two takes as long as was measured: what no process' own time explains. Then `dial_s`
+    such that a new epoch does."""
+
+    def solved(seconds: Callable[[HostCosts], float], field: str, costs: HostCosts, measured_s: float) -> HostCosts:
+        plain = replace(costs, **{field: 0.0})
+        missing = measured_s - seconds(plain)
+        if missing <= 0:
+            return plain
+        slope = (seconds(replace(costs, **{field: missing / 2})) - seconds(plain)) / (missing / 2)
+        return replace(costs, **{field: missing / max(slope, 1.0)})
+
+    return solved(forming_seconds, "dial_s", solved(barrier_seconds, "wake_s", costs, control.vote_s), control.form_s)
 
 
 def tuned(costs: HostCosts, seen: Sequence[Reduced]) -> tuple[HostCosts, float, float]:
@@ -94,9 +116,12 @@ def scaled(costs: HostCosts, messages: float, by_bytes: float) -> HostCosts:
     return replace(
         costs,
         launch_s=messages * costs.launch_s,
+        vote_s=messages * costs.vote_s,
         message_s=messages * costs.message_s,
+        frame_s=messages * costs.frame_s,
         master_s=messages * costs.master_s,
         wake_s=messages * costs.wake_s,
+        dial_s=messages * costs.dial_s,
         bytes=curves,
     )
 

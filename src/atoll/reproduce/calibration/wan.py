@@ -1,0 +1,104 @@
+"""Driver: a transfer between two hosts of the network lab, over one connection and over four, beside its prediction.
+
+Each is measured in a lab of its own, since Linux remembers what it knew of a host; and the lab's seed draws the losses.
+Run as a module it is one of the two peers.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+import atoll
+from atoll.errors import AtollError
+from atoll.net import lab
+from atoll.net.lab import Shape
+from atoll.reproduce.calibration.api import Point
+from atoll.reproduce.calibration.rounds import Control, LongLink, expected_seconds
+
+NBYTES: Final = 32 << 20
+SHAPE: Final = Shape(rate_bits_per_s=300e6, delay_s=0.05, loss=1e-4)
+STREAMS: Final = (1, 4)
+CONTROLS: Final[tuple[Control, ...]] = ("cubic", "reno")
+_PORT: Final = 48148
+_PATIENCE_S: Final = 180.0
+_WINDOW: Final = 4 << 20
+
+
+def unavailable() -> str:
+    """Why there is no lab of packets here; "" if there is."""
+    reasons = lab.available()
+    return "" if not reasons["netem"] or not reasons["tun"] else f"netem: {reasons['netem']}; tun: {reasons['tun']}"
+
+
+def points(shape: Shape = SHAPE, nbytes: int = NBYTES, rounds: int = 5) -> Iterator[Point]:
+    """Medians, for each congestion control and number of streams; with the losses, and without any."""
+    clean = Shape(shape.rate_bits_per_s, shape.delay_s)
+    for control in CONTROLS:
+        for each, times in ((clean, max(1, rounds // 2)), (shape, rounds)):
+            for streams in STREAMS:
+                seconds = [measured(each, nbytes, streams, control, seed) for seed in range(1, times + 1)]
+                name = f"{each.rate_bits_per_s / 1e6:.0f} Mbit/s, {2e3 * each.delay_s:.0f} ms, loss {each.loss:g}"
+                yield Point(
+                    f"transfer, {name}, {control}, {streams} stream{'s' * (streams > 1)}",
+                    nbytes,
+                    statistics.median(seconds),
+                    predicted(each, nbytes, streams, control),
+                    kind="simulated",
+                )
+
+
+def predicted(shape: Shape, nbytes: int, streams: int, control: Control) -> float:
+    """With what goes before (the receiver is ready) and after (it has all), half a round trip each."""
+    link = LongLink(shape.rate_bits_per_s, 2 * shape.delay_s, shape.loss, shape.room_bytes, window_bytes())
+    return expected_seconds(link, nbytes, streams, control) + 2 * shape.delay_s
+
+
+def window_bytes() -> float:
+    """Of one connection: the buffers that the system takes at most, half of which is the bookkeeping of packets."""
+    try:
+        most = [float(Path(f"/proc/sys/net/ipv4/tcp_{way}mem").read_text().split()[2]) for way in "rw"]
+    except (OSError, ValueError, IndexError):
+        return _WINDOW
+    return min(most[0] / 2, most[1] / 2)
+
+
+def measured(shape: Shape, nbytes: int, streams: int, control: Control, seed: int) -> float:
+    """Of the sender's call, in a new lab. AtollError: it failed."""
+    with lab.open_lab(2, shape, congestion=control, seed=seed) as network:
+        if network.congestion != control:
+            raise AtollError(f"this system has no {control}, but {network.congestion}")
+        address = f"{network.address(0)}:{_PORT}"
+        argv = ["-m", "atoll", "master", "--listen", address, "--json", "--no-measure", "--insecure"]
+        master = network.start(0, [sys.executable, *argv], stdout=subprocess.PIPE, text=True)
+        assert master.stdout is not None
+        master.stdout.readline()
+        argv = ["-m", "atoll.reproduce.calibration.wan", address, str(nbytes), str(streams)]
+        peers = [network.start(host, [sys.executable, *argv], stdout=subprocess.PIPE, text=True) for host in (0, 1)]
+        said = [peer.communicate(timeout=_PATIENCE_S)[0] for peer in peers]
+    found = [json.loads(text) for text in said if text.startswith("{")]
+    if not found:
+        raise AtollError("no transfer was measured in the lab; the errors of its processes stand above")
+    return float(found[0]["seconds"])
+
+
+def main(argv: list[str]) -> None:
+    """Send, or receive."""
+    address, nbytes, streams = argv[0], int(argv[1]), int(argv[2])
+    with atoll.join(address, min_world=2, connections=streams, timeout_s=60.0) as group:
+        x = np.ones(nbytes // 4, np.float32)
+        group.barrier()
+        if group.rank == 0:
+            sys.stdout.write(json.dumps({"seconds": group.send(x, 1).seconds}) + "\n")
+        else:
+            group.recv(x, 0)
+        group.barrier()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
