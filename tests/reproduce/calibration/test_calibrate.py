@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.cli.sim.calibrate import main, summary, within
+from atoll.cli.sim.calibrate import main, summary
 from atoll.cost import Op
 from atoll.errors import InvalidConfig, InvalidData
 from atoll.reproduce.calibration import fit
@@ -29,9 +29,11 @@ def test_a_quick_calibration_of_this_machine_can_be_loaded(tmp_path: Path, capsy
 
 
 def test_what_is_beyond_a_bound_is_marked() -> None:
-    assert within(fit.Row("x", 4, 0.10, 0.2, 0.25))
-    assert not within(fit.Row("x", 4, 0.11, 0.2, 0.25))
-    assert not within(fit.Row("x", 4, 0.10, 0.2, 0.26))
+    assert fit.Row("x", 4, 0.10, 0.2, 0.25).within
+    assert not fit.Row("x", 4, 0.11, 0.2, 0.25).within
+    assert not fit.Row("x", 4, 0.10, 0.2, 0.26).within
+    assert not fit.Row("transfer, 1 stream", 1, 0.10, 0.11, 0.11).within
+    assert fit.Row("recovery, N=3", 1, 0.20, 0.20, 0.20).within
 
 
 def test_another_machine_has_another_fingerprint() -> None:

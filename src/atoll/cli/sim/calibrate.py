@@ -12,8 +12,8 @@ from rich.text import Text
 from atoll.cli.output import say
 from atoll.config import atomic_write, parse
 from atoll.reproduce.calibration import fit
-from atoll.reproduce.calibration.api import MEDIAN_BOUND, WORST_BOUND, Calibration
-from atoll.reproduce.calibration.calibrate import calibrate
+from atoll.reproduce.calibration.api import Calibration
+from atoll.reproduce.calibration.calibrate import calibrate, with_faults_and_distance
 from atoll.reproduce.calibration.measure import FULL, QUICK
 
 
@@ -39,26 +39,23 @@ def main(argv: list[str]) -> int:
     settings = parse(
         CalibrateSettings, argv, prog="atoll sim calibrate", description=str(CalibrateSettings.__doc__), env=os.environ
     ).value
-    console = Console(stderr=True)
-    found = calibrate(QUICK if settings.quick else FULL, lambda text: console.print(text, style="dim"))
+    progress = Console(stderr=True)
+    found = calibrate(QUICK if settings.quick else FULL, lambda text: progress.print(text, style="dim"))
+    if settings.shaped and not settings.quick:
+        found = with_faults_and_distance(found, lambda text: progress.print(text, style="dim"))
     atomic_write(settings.out, found.to_json().encode())
     rows = fit.table(found)
     if settings.json:
         for point in found.points:
             say(json.dumps({"type": "point", **asdict(point), "error": point.error}))
         for row in rows:
-            say(json.dumps({"type": "row", **asdict(row), "within": within(row)}))
+            say(json.dumps({"type": "row", **asdict(row), "within": row.within}))
         return 0
     Console().print(_table(rows, found))
     for line in summary(rows, found):
         say(line)
     say(f"written: {settings.out}")
     return 0
-
-
-def within(row: fit.Row) -> bool:
-    """Are its errors within the bounds?"""
-    return row.median <= MEDIAN_BOUND and row.worst <= WORST_BOUND
 
 
 def _table(rows: list[fit.Row], found: Calibration) -> Table:
@@ -72,9 +69,9 @@ def _table(rows: list[fit.Row], found: Calibration) -> Table:
         table.add_row(
             row.what,
             str(row.points),
-            _percent(row.median, MEDIAN_BOUND),
+            _percent(row.median, row.median_bound),
             f"{row.p90:.1%}",
-            _percent(row.worst, WORST_BOUND),
+            _percent(row.worst, row.worst_bound),
             "" if row.kind == "real" else row.kind,
         )
     return table
@@ -87,10 +84,11 @@ def _percent(error: float, bound: float) -> Text:
 
 def summary(rows: list[fit.Row], found: Calibration) -> list[str]:
     """What the table comes to, in words."""
-    beyond = [row for row in rows if not within(row)]
-    lines = [f"! beyond the bounds: median {MEDIAN_BOUND:.0%}, worst {WORST_BOUND:.0%}"] if beyond else []
+    beyond = [row for row in rows if not row.within]
+    lines = ["! beyond the bound" if beyond else "all within their bounds"]
     for row in beyond:
-        lines.append(f"{row.what}: median {row.median:.1%}, worst {row.worst:.1%} of {row.points} held out")
+        bounds = f"wanted {row.median_bound:.0%} and {row.worst_bound:.0%}"
+        lines.append(f"{row.what}: median {row.median:.1%}, worst {row.worst:.1%} of {row.points}; {bounds}")
         judged = [point for point in found.points if point.what == row.what and not point.fitted]
         if judged:
             far = max(judged, key=lambda point: point.error)

@@ -82,7 +82,8 @@ def _lent(array: Any) -> Any:
 def _core_s(call: Callable[[], object], budget_s: float) -> float:
     """The median, once warm."""
     call()
-    end, seconds = time.perf_counter() + budget_s, []
+    seconds: list[float] = []
+    end = time.perf_counter() + budget_s
     while len(seconds) < _FEWEST or (len(seconds) < _MOST and time.perf_counter() < end):
         began = time.thread_time()
         call()

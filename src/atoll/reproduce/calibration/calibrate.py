@@ -1,12 +1,12 @@
 """Driver: all of a calibration in its order: measure, fit, ask the virtual group what is missing, predict, compare."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 from atoll.reproduce.api import Say
-from atoll.reproduce.calibration import fit, predict
-from atoll.reproduce.calibration.api import Calibration, Measured, Point
+from atoll.reproduce.calibration import fit, predict, recovery, wan
+from atoll.reproduce.calibration.api import Calibration, Measured
 from atoll.reproduce.calibration.measure import FULL, Amount, fingerprint, measure
 
 ALONE = "virtual group, from small things"
@@ -18,10 +18,20 @@ def calibrate(amount: Amount = FULL, say: Say = lambda text: None, folder: Path 
     return calibration_of(measure(amount, say, folder), str(date.today()), say)
 
 
-def calibration_of(
-    measured: Measured, today: str, say: Say = lambda text: None, more: Sequence[Point] = ()
-) -> Calibration:
-    """What was measured, as models and predictions; `more` points are judged with the rest."""
+def with_faults_and_distance(found: Calibration, say: Say = lambda text: None) -> Calibration:
+    """And what takes minutes: kills in large all-reduces, and transfers in the network lab, where there is one."""
+    say("kills in all-reduces")
+    more = [recovery.point(found.costs)]
+    if why := wan.unavailable():
+        say(f"no transfers over shaped links: {why}")
+    else:
+        say("transfers over shaped links")
+        more += wan.points()
+    return replace(found, points=(*found.points, *more))
+
+
+def calibration_of(measured: Measured, today: str, say: Say = lambda text: None) -> Calibration:
+    """What was measured, as models and predictions."""
     mark = fingerprint(measured.machine)
     say("predicting all-reduces")
     costs = predict.with_latencies(fit.host_costs(measured, mark, today), measured.control)
@@ -41,6 +51,5 @@ def calibration_of(
         points=(
             *fit.points(measured.reduced, alone, ALONE, all_held_out=True),
             *fit.points(measured.reduced, after, TUNED, all_held_out=False),
-            *more,
         ),
     )

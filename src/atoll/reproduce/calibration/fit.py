@@ -11,7 +11,19 @@ import numpy as np
 
 from atoll.cost import CostCurve, CostModel, Op, Sample, hold_out
 from atoll.errors import InvalidData
-from atoll.reproduce.calibration.api import BYTE_WORK, Calibration, Control, HostCosts, Measured, Point, Reduced
+from atoll.reproduce.calibration.api import (
+    BYTE_WORK,
+    MEDIAN_BOUND,
+    RECOVERY_BOUND,
+    WAN_BOUND,
+    WORST_BOUND,
+    Calibration,
+    Control,
+    HostCosts,
+    Measured,
+    Point,
+    Reduced,
+)
 
 EVERY = 2
 _SEEN_WORLD = 2
@@ -28,6 +40,23 @@ class Row:
     p90: float
     worst: float
     kind: str = "real"
+
+    @property
+    def median_bound(self) -> float:
+        """How far the median may be off."""
+        return RECOVERY_BOUND if self.what.startswith("recovery") else MEDIAN_BOUND
+
+    @property
+    def worst_bound(self) -> float:
+        """And any one of them."""
+        if self.what.startswith("transfer"):
+            return WAN_BOUND
+        return RECOVERY_BOUND if self.what.startswith("recovery") else WORST_BOUND
+
+    @property
+    def within(self) -> bool:
+        """Are both?"""
+        return self.median <= self.median_bound and self.worst <= self.worst_bound
 
 
 def samples(kind: str, amounts: Iterable[tuple[float, float]], quantity: str = "bytes") -> list[Sample]:

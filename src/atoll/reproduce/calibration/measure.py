@@ -158,9 +158,8 @@ def at_once(cores: int, nbytes: int, budget_s: float) -> float:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        return statistics.median(
-            json.loads(process.communicate(timeout=_LONGEST_S)[0])["reduce"] for process in several
-        )
+        texts = [process.communicate(timeout=_LONGEST_S)[0] for process in several]
+        return statistics.median(float(json.loads(text)["reduce"]) for text in texts)
 
 
 def _bench(sizes: Sequence[int], budget_s: float, *words: str) -> "subprocess.Popen[str]":
@@ -188,7 +187,7 @@ def group(world: int, votes: int, tasks: tuple[Task, ...]) -> list[Said]:
             stack.callback(_end, master)
             assert master.stdout is not None
             addresses.append(json.loads(master.stdout.readline())["address"])
-        spec = msgspec.json.encode(Spec(world, *addresses, masters[0].pid, votes, tasks)).decode()
+        spec = msgspec.json.encode(Spec(world, addresses[0], addresses[1], masters[0].pid, votes, tasks)).decode()
         peers = [start("atoll.reproduce.calibration.peer", spec) for _ in range(world)]
         for peer in peers:
             stack.callback(_end, peer)

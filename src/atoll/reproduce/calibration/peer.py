@@ -109,9 +109,11 @@ def _control(group: atoll.Group, spec: Spec) -> Said:
     for _ in range(spec.votes):
         message(few, other)
     message_core_s = (time.process_time() - before) / spec.votes
-    alone = _alone(few, spec.votes)
+    vote_alone_core_s, reduce_alone_core_s = _alone(few, spec.votes)
     forming = [_form(group) for _ in range(max(5, spec.votes // 50))]
-    return Said(group.rank, votes, vote_core_s, master_core_s, message_core_s, *alone, forming)
+    return Said(
+        group.rank, votes, vote_core_s, master_core_s, message_core_s, vote_alone_core_s, reduce_alone_core_s, forming
+    )
 
 
 def _form(group: atoll.Group) -> float:
@@ -121,7 +123,7 @@ def _form(group: atoll.Group) -> float:
     return time.perf_counter() - began
 
 
-def _alone(few: Any, times: int) -> list[float]:
+def _alone(few: Any, times: int) -> tuple[float, float]:
     """Core seconds of a vote and an all-reduce of the program's side alone."""
     group, out = LocalGroup(), np.zeros_like(few)
     calls: tuple[Callable[[], object], ...] = (
@@ -136,7 +138,7 @@ def _alone(few: Any, times: int) -> list[float]:
         for _ in range(times):
             call()
         found.append((time.process_time() - before) / times)
-    return found
+    return found[0], found[1]
 
 
 def _reduce(groups: dict[str, Any], task: Task, reduced: dict[str, dict[int, list[float]]]) -> None:

@@ -68,15 +68,24 @@ def with_latencies(costs: HostCosts, control: Control) -> HostCosts:
     """`wake_s` such that a vote of two takes as long as was measured: what no process' own time explains. Then `dial_s`
     such that a new epoch does."""
 
-    def solved(seconds: Callable[[HostCosts], float], field: str, costs: HostCosts, measured_s: float) -> HostCosts:
-        plain = replace(costs, **{field: 0.0})
-        missing = measured_s - seconds(plain)
-        if missing <= 0:
-            return plain
-        slope = (seconds(replace(costs, **{field: missing / 2})) - seconds(plain)) / (missing / 2)
-        return replace(costs, **{field: missing / max(slope, 1.0)})
+    def waking(wake_s: float) -> HostCosts:
+        return replace(costs, wake_s=wake_s)
 
-    return solved(forming_seconds, "dial_s", solved(barrier_seconds, "wake_s", costs, control.vote_s), control.form_s)
+    awake = waking(_solved(lambda s: barrier_seconds(waking(s)), control.vote_s))
+
+    def dialling(dial_s: float) -> HostCosts:
+        return replace(awake, dial_s=dial_s)
+
+    return dialling(_solved(lambda s: forming_seconds(dialling(s)), control.form_s))
+
+
+def _solved(seconds: Callable[[float], float], measured_s: float) -> float:
+    """Where a line through two points gives what was measured; 0 where it is more already without."""
+    missing = measured_s - seconds(0.0)
+    if missing <= 0:
+        return 0.0
+    slope = (seconds(missing / 2) - seconds(0.0)) / (missing / 2)
+    return missing / max(slope, 1.0)
 
 
 def tuned(costs: HostCosts, seen: Sequence[Reduced]) -> tuple[HostCosts, float, float]:

@@ -32,6 +32,9 @@ class LongLink:
     queue_bytes: float
     window_bytes: float
     """What one connection may have on its way."""
+    start_ends: float = 0.5
+    """With cubic slow start ends when so much of what the link holds is on its way: as HyStart sees it by the train of
+    answers; or more, where that is torn: 1.125, by their delay."""
 
     @property
     def segments_per_s(self) -> float:
@@ -48,7 +51,7 @@ class _Connection:
         self.most = link.window_bytes / SEGMENT_BYTES
         self.threshold = math.inf
         if control == "cubic":
-            self.threshold = max(INITIAL_WINDOW, link.segments_per_s * link.rtt_s / 2)
+            self.threshold = max(INITIAL_WINDOW, link.start_ends * link.segments_per_s * link.rtt_s)
         self._peak, self._since_s, self._reno = 0.0, 0.0, 0.0
 
     def lose(self, now_s: float) -> None:
@@ -61,7 +64,7 @@ class _Connection:
     def grow(self, now_s: float, rtt_s: float) -> None:
         """A round without loss is over."""
         if self.window < self.threshold:
-            self.window = min(2 * self.window, max(self.threshold, self.window))
+            self.window = min(2 * self.window, self.threshold)
             self._reno, self._since_s = self.window, now_s
         elif self.control == "reno":
             self.window += 1
@@ -92,7 +95,7 @@ def transfer_seconds(link: LongLink, nbytes: int, streams: int, control: Control
         round_s = link.rtt_s + min(queue, max(0.0, windows - held)) / link.segments_per_s
         full = windows > held + queue
         lost = [_lost(c, sent / windows, link.loss, full and c.window >= windows / streams, rng) for c in connections]
-        left -= sent
+        left -= sent - min(sent, max(0.0, windows - held - queue))  # what finds the queue full goes again
         if left <= 0:
             again = link.rtt_s if any(lost) else 0.0
             return now_s + max(sent / link.segments_per_s, 0.0) + again + link.rtt_s / 2
