@@ -17,8 +17,8 @@ from atoll.group.virtual import Process, World
 from atoll.group.wiring.ways import INLINE
 from atoll.reproduce.calibration.api import HostCosts
 from atoll.sim.fluid import Fluid
-from atoll.sim.links import Link, Outlet
 from atoll.sim.loop import Loop
+from atoll.sim.streams import Stream
 
 SEGMENT: Final = 256 << 10
 """A stream's receiver reads on while its sender writes; so many bytes are one step of both."""
@@ -165,24 +165,21 @@ class HostWorld(World):
         super().__init__(latency_s=0.0, bytes_per_s=_ENDLESS)
         self.prices = Prices(costs, world, nbytes, direct)
         self.machine_of_all = Machine(self.loop, costs.cores, costs.memory)
-        self.master_thread = Thread(self.machine_of_all, costs.wake_s)
+        self.threads = {self.master_host: Thread(self.machine_of_all, costs.wake_s)}
+        """By the host each has for itself."""
         self.exit_ns = round((costs.exit_s + memory_bytes * costs.exit_byte_s) * 1e9)
 
-    def start(self, name: str, main: Callable[[], Any], delay_s: float = 0.0) -> Process:
-        process = HostProcess(self, name, main)
-        self.processes.append(process)
-        self.loop.post(round(delay_s * 1e9), process.call, process.program.resume)
-        return process
+    def process(self, name: str, host: str, main: Callable[[], Any]) -> Process:
+        return HostProcess(self, name, host, main)
 
-    def link(self, outlet: Outlet) -> Link:
-        threads = (port.process.thread for port in reversed(self.ports) if port.outlet is outlet)  # type: ignore[attr-defined]
-        return HostLink(self, outlet, next(threads, self.master_thread))
+    def stream(self, source: str, target: str, streams: int = 1, ready: Callable[[], object] | None = None) -> Stream:
+        return HostStream(self, source, target, ready)
 
     def tell_master(self, who: int, event: ToMaster | Tick | Gone) -> None:
         if isinstance(event, Tick | Beat):
             super().tell_master(who, event)
         else:
-            self.master_thread.hear(self.prices.master, partial(super().tell_master, who, event))
+            self.threads[self.master_host].hear(self.prices.master, partial(super().tell_master, who, event))
 
 
 class HostProcess(Process):
@@ -190,60 +187,61 @@ class HostProcess(Process):
 
     world: HostWorld
 
-    def __init__(self, world: HostWorld, name: str, main: Callable[[], Any]) -> None:
-        self.thread = Thread(world.machine_of_all, world.prices.costs.wake_s)
-        super().__init__(world, name, main)
+    def __init__(self, world: HostWorld, name: str, host: str, main: Callable[[], Any]) -> None:
+        self.thread = world.threads[host] = Thread(world.machine_of_all, world.prices.costs.wake_s)
+        super().__init__(world, name, host, main)
 
     def call(self, fn: Callable[..., object], *args: Any) -> None:
-        prices = self.world.prices
-        match getattr(fn, "__name__", ""):
-            case "resume":  # of a program that slept
-                work = FREE
-            case "_resume":
-                work = prices.launch(args[0])
-            case "_arrived":
-                work = prices.landed(args[1])
-            case "_accept" | "_dialled":
-                work = prices.dialled
-            case _:
-                work = prices.message
-        self.thread.hear(work, partial(super().call, fn, *args))
+        self.thread.hear(self._work(fn, args), partial(super().call, fn, *args))
+
+    def _work(self, fn: Callable[..., object], args: tuple[Any, ...]) -> Work:
+        prices, port = self.world.prices, self.port
+        if port is None or fn == self.program.resume:  # of one that slept
+            return FREE
+        if fn == port._resume:
+            return prices.launch(args[0])
+        if fn == port.arrived:
+            return prices.landed(args[1])
+        return prices.dialled if fn in (port.accept, port.acknowledged) else prices.message
 
     def crash(self) -> None:
         self.thread.end()
         super().crash()
 
 
-class HostLink(Link):
+class HostStream(Stream):
     """Whoever sends pays first; what a dead process sent last leaves when its memory has been given back."""
 
-    def __init__(self, world: HostWorld, outlet: Outlet, thread: Thread) -> None:
-        super().__init__(world.loop, 0.0, outlet)
-        self._world, self._thread = world, thread
+    __slots__ = ("_world",)
+
+    def __init__(self, world: HostWorld, source: str, target: str, ready: Callable[[], object] | None) -> None:
+        super().__init__(world.network, source, target, ready=ready)
+        self._world = world
 
     def carry(self, nbytes: int, fn: Callable[..., object], *args: Any) -> None:
         leave = partial(super().carry, 0, fn, *args)
-        prices, thread = self._world.prices, self._thread
+        world, thread = self._world, self._world.threads[self.source]
         if thread.ended:
-            self.loop.post(self._world.exit_ns, leave)
-        elif thread is self._world.master_thread:
-            thread.send(prices.master, leave)
-        elif not (args and getattr(args[0], "__name__", "") == "_arrived"):
-            thread.send(prices.message, leave)
+            world.loop.post(world.exit_ns, leave)
+        elif self.source == world.master_host:
+            thread.send(world.prices.master, leave)
+        elif args and getattr(args[0], "__name__", "") == "arrived":
+            self._carry_data(nbytes, leave)
         else:
-            self._carry_data(nbytes, leave, args[0].__self__.process.thread)
+            thread.send(world.prices.message, leave)
 
-    def _carry_data(self, nbytes: int, leave: Callable[[], object], reader: Thread) -> None:
-        prices, thread = self._world.prices, self._thread
-        thread.send(prices.frame, _nothing)
+    def _carry_data(self, nbytes: int, leave: Callable[[], object]) -> None:
+        prices, threads = self._world.prices, self._world.threads
+        sender, reader = threads[self.source], threads[self.target]
+        sender.send(prices.frame, _nothing)
         if not prices.streamed(nbytes):
-            thread.send(FREE, leave)
+            sender.send(FREE, leave)
             return
         whole, rest = divmod(nbytes, SEGMENT)
         for _ in range(whole):
             read = partial(reader.hear, prices.received(SEGMENT), _nothing)
-            thread.send(prices.sent(SEGMENT), partial(super().carry, 0, read))
-        thread.send(prices.sent(rest), leave)
+            sender.send(prices.sent(SEGMENT), partial(super().carry, 0, read))
+        sender.send(prices.sent(rest), leave)
 
 
 def _nothing() -> None: ...
