@@ -8,7 +8,8 @@ import numpy as np
 from atoll.reproduce.calibration.api import BYTE_WORK, Control, Measured, Reduced
 
 SIZES = tuple(64 << 10 << i for i in range(11))
-LAUNCH_S, VOTE_S, MESSAGE_S, FRAME_S, MASTER_S = 20e-6, 5e-6, 15e-6, 12e-6, 18e-6
+LAUNCH_S, VOTE_S, TURN_S, MESSAGE_S, FRAME_S = 20e-6, 5e-6, 30e-6, 10e-6, 15e-6
+MASTER = 1.2
 EXIT_S, EXIT_BYTE_S = 1e-3, 1e-10
 FLOP_S, MATMUL_S = 1e-11, 2e-6
 DISK_S, DISK_BYTE_S = 2e-3, 5e-9
@@ -32,9 +33,10 @@ def measured(noise: float = 0.0, seed: int = 1, sizes: tuple[int, ...] = SIZES) 
         together=1.25,
         control=Control(
             vote_s=300e-6,
-            vote_core_s=VOTE_S + 2 * MESSAGE_S,
-            master_core_s=4 * MASTER_S,
-            message_core_s=LAUNCH_S + 3 * FRAME_S,
+            vote_core_s=VOTE_S + TURN_S + 2 * MESSAGE_S,
+            master_core_s=MASTER * (2 * TURN_S + 4 * MESSAGE_S),
+            message_core_s=LAUNCH_S + 1.5 * TURN_S + 3 * FRAME_S,
+            frame_core_s=MESSAGE_S,
             vote_alone_core_s=VOTE_S,
             reduce_alone_core_s=LAUNCH_S,
             form_s=2e-3,

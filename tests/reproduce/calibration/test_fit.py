@@ -17,7 +17,9 @@ def test_known_costs_come_back_through_noise(seed: int) -> None:
     assert costs.vote_s == pytest.approx(synthetic.VOTE_S)
     assert costs.message_s == pytest.approx(synthetic.MESSAGE_S)
     assert costs.frame_s == pytest.approx(synthetic.FRAME_S)
-    assert costs.master_s == pytest.approx(synthetic.MASTER_S)
+    assert costs.turn_s == pytest.approx(synthetic.TURN_S)
+    assert costs.master_turn_s == pytest.approx(synthetic.MASTER * synthetic.TURN_S)
+    assert costs.master_s == pytest.approx(synthetic.MASTER * synthetic.MESSAGE_S)
     assert costs.exit_s == pytest.approx(synthetic.EXIT_S, rel=0.15)
     assert costs.exit_byte_s == pytest.approx(synthetic.EXIT_BYTE_S, rel=0.15)
     assert costs.memory == pytest.approx(2 / 1.25)
@@ -64,5 +66,5 @@ def test_two_sizes_leave_none_to_judge_by() -> None:
 
 
 def test_noise_leaves_no_cost_below_zero() -> None:
-    odd = Control(1e-4, 1e-6, 1e-6, 1e-6, 5e-6, 5e-6, 1e-3)
-    assert all(cost > 0 for cost in fit.control_costs(odd))
+    odd = Control(1e-4, 1e-6, 1e-6, 1e-6, 0.0, 5e-6, 5e-6, 1e-3)
+    assert all(cost > 0 for cost in fit.control_costs(odd).values())

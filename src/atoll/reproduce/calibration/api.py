@@ -49,6 +49,8 @@ class Control:
     """The master's, per vote of both."""
     message_core_s: float
     """A peer's, per message of few bytes to or from the other: one end of three frames."""
+    frame_core_s: float
+    """The sender's, per frame of several that leave one after the other."""
     vote_alone_core_s: float
     reduce_alone_core_s: float
     """Of a vote and of a small all-reduce that ask nobody: what the program's side takes."""
@@ -85,14 +87,17 @@ class HostCosts:
     """The program's part of an operation with data: from call to ticket, and from outcome to return."""
     vote_s: float
     """The same of one without."""
+    turn_s: float
+    """Whenever a peer that slept has something to do: to find out what."""
     message_s: float
-    """A message to or from the master, at a peer."""
+    """Then for each message to or from the master, at a peer."""
     frame_s: float
-    """A data frame, at either end, without its bytes."""
+    """And for each data frame, at either end, without its bytes."""
+    master_turn_s: float
     master_s: float
     """The same at the master."""
     wake_s: float
-    """Until a process that sleeps runs; no core's time."""
+    """Until a process that slept runs; no core's time."""
     dial_s: float
     """More than a message, at either end, for a new link."""
     exit_s: float

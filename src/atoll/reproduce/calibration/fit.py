@@ -94,14 +94,16 @@ def model(kind: str, quantity: str, amounts: Iterable[tuple[float, float]], fing
 def host_costs(measured: Measured, fingerprint: str, today: str) -> HostCosts:
     """What follows from small things alone; `wake_s` and `dial_s` are 0 until the virtual group has
     told what is missing."""
-    launch_s, vote_s, message_s, frame_s = control_costs(measured.control)
+    control = control_costs(measured.control)
     exits = model("exit", "bytes", measured.exits, fingerprint, today).coefficients
     return HostCosts(
-        launch_s=launch_s,
-        vote_s=vote_s,
-        message_s=message_s,
-        frame_s=frame_s,
-        master_s=measured.control.master_core_s / 4,  # two votes in, two verdicts out
+        launch_s=control["launch_s"],
+        vote_s=control["vote_s"],
+        turn_s=control["turn_s"],
+        message_s=control["message_s"],
+        frame_s=control["frame_s"],
+        master_turn_s=control["master_turn_s"],
+        master_s=control["master_s"],
         wake_s=0.0,
         dial_s=0.0,
         exit_s=exits["1"],
@@ -112,13 +114,26 @@ def host_costs(measured: Measured, fingerprint: str, today: str) -> HostCosts:
     )
 
 
-def control_costs(control: Control) -> tuple[float, float, float, float]:
-    """(launch_s, vote_s, message_s, frame_s): a vote is the program's part and two messages, what goes between two is
-    the program's part and three frames. What is left of either is at least a tenth of it, whatever the noise."""
-    launch_s, vote_s = control.reduce_alone_core_s, control.vote_alone_core_s
-    messages_s = max(control.vote_core_s - vote_s, control.vote_core_s / 10)
-    frames_s = max(control.message_core_s - launch_s, control.message_core_s / 10)
-    return launch_s, vote_s, messages_s / 2, frames_s / _FRAMES_OF_A_MESSAGE
+def control_costs(control: Control) -> dict[str, float]:
+    """A vote is the program's part, a turn and two messages; what goes between two is the program's part, three turns
+    of both together, and three frames each. At the master a vote of two is two turns and four messages.
+
+    A message is what a frame of several costs, so neither more nor less than some part of what was seen of a vote.
+    """
+    vote = max(control.vote_core_s - control.vote_alone_core_s, control.vote_core_s / 10)
+    message_s = min(max(control.frame_core_s, vote / 20), vote * 0.45)
+    turn_s = vote - 2 * message_s
+    frames_s = control.message_core_s - control.reduce_alone_core_s - 1.5 * turn_s
+    master = control.master_core_s / (2 * vote)
+    return {
+        "launch_s": control.reduce_alone_core_s,
+        "vote_s": control.vote_alone_core_s,
+        "turn_s": turn_s,
+        "message_s": message_s,
+        "frame_s": max(message_s, frames_s / _FRAMES_OF_A_MESSAGE),
+        "master_turn_s": master * turn_s,
+        "master_s": master * message_s,
+    }
 
 
 def models(measured: Measured, fingerprint: str, today: str) -> dict[str, CostModel]:

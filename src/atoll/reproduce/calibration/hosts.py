@@ -59,8 +59,8 @@ class Machine:
 class Thread:
     """Does one thing after another. What a handler sends comes before what it has not heard yet."""
 
-    def __init__(self, machine: Machine, wake_s: float) -> None:
-        self._machine, self._wake_ns = machine, round(wake_s * 1e9)
+    def __init__(self, machine: Machine, wake_s: float, turn_s: float) -> None:
+        self._machine, self._wake_ns, self._turn = machine, round(wake_s * 1e9), Work(turn_s)
         self._line: deque[tuple[Work, Callable[[], object]]] = deque()
         self._sent: list[tuple[Work, Callable[[], object]]] = []
         self._busy = self._handling = False
@@ -68,10 +68,11 @@ class Thread:
 
     def hear(self, work: Work, fn: Callable[[], object]) -> None:
         """Do so much work, then call `fn`; behind all else."""
-        self._line.append((work, fn))
         if not self._busy:
             self._busy = True
+            self._line.append((self._turn, _nothing))
             self._machine.loop.post(self._wake_ns, self._next)
+        self._line.append((work, fn))
 
     def send(self, work: Work, fn: Callable[[], object]) -> None:
         """From inside a handler: before all that waits."""
@@ -165,7 +166,7 @@ class HostWorld(World):
         super().__init__(latency_s=0.0, bytes_per_s=_ENDLESS)
         self.prices = Prices(costs, world, nbytes, direct)
         self.machine_of_all = Machine(self.loop, costs.cores, costs.memory)
-        self.threads = {self.master_host: Thread(self.machine_of_all, costs.wake_s)}
+        self.threads = {self.master_host: Thread(self.machine_of_all, costs.wake_s, costs.master_turn_s)}
         """By the host each has for itself."""
         self.exit_ns = round((costs.exit_s + memory_bytes * costs.exit_byte_s) * 1e9)
 
@@ -188,7 +189,8 @@ class HostProcess(Process):
     world: HostWorld
 
     def __init__(self, world: HostWorld, name: str, host: str, main: Callable[[], Any]) -> None:
-        self.thread = world.threads[host] = Thread(world.machine_of_all, world.prices.costs.wake_s)
+        costs = world.prices.costs
+        self.thread = world.threads[host] = Thread(world.machine_of_all, costs.wake_s, costs.turn_s)
         super().__init__(world, name, host, main)
 
     def call(self, fn: Callable[..., object], *args: Any) -> None:

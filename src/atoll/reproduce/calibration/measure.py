@@ -211,6 +211,7 @@ def control_of(said: list[Said]) -> Control:
         statistics.mean(each.vote_core_s for each in said),
         said[0].master_core_s,
         statistics.mean(each.message_core_s for each in said),
+        said[0].frame_core_s,
         statistics.mean(each.vote_alone_core_s for each in said),
         statistics.mean(each.reduce_alone_core_s for each in said),
         statistics.median(said[0].forming),

@@ -15,9 +15,11 @@ import numpy as np
 import psutil
 
 import atoll
+from atoll.group.api import BLOCK
 from atoll.group.local import LocalGroup
 
 _TRIAL: Final = 20
+_FRAMES: Final = 16
 _MESSAGE: Final = 16  # float64 between two: small, so that no byte counts
 
 
@@ -54,6 +56,8 @@ class Said(msgspec.Struct, frozen=True):
     """The same of the master's process."""
     message_core_s: float = 0.0
     """Per `send` or `recv` of few bytes."""
+    frame_core_s: float = 0.0
+    """Of a sender, per frame of several."""
     vote_alone_core_s: float = 0.0
     reduce_alone_core_s: float = 0.0
     """Of a group that asks nobody."""
@@ -109,11 +113,25 @@ def _control(group: atoll.Group, spec: Spec) -> Said:
     for _ in range(spec.votes):
         message(few, other)
     message_core_s = (time.process_time() - before) / spec.votes
+    one, many = (_send(group, n, max(10, spec.votes // 20)) for n in (BLOCK, _FRAMES * BLOCK))
+    frame_core_s = max(0.0, many - one) / (_FRAMES - 1)
     vote_alone_core_s, reduce_alone_core_s = _alone(few, spec.votes)
     forming = [_form(group) for _ in range(max(5, spec.votes // 50))]
     return Said(
-        group.rank, votes, vote_core_s, master_core_s, message_core_s, vote_alone_core_s, reduce_alone_core_s, forming
-    )
+        group.rank, votes, vote_core_s, master_core_s, message_core_s, frame_core_s, vote_alone_core_s,
+        reduce_alone_core_s, forming,
+    )  # fmt: skip
+
+
+def _send(group: atoll.Group, nbytes: int, times: int) -> float:
+    """Core seconds of one end."""
+    x, other = np.ones(nbytes // 8), 1 - group.rank
+    message: Callable[..., object] = group.send if group.rank == 0 else group.recv
+    message(x, other)
+    before = time.process_time()
+    for _ in range(times):
+        message(x, other)
+    return (time.process_time() - before) / times
 
 
 def _form(group: atoll.Group) -> float:
