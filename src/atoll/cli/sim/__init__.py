@@ -1,1 +1,1 @@
-"""Driver: `atoll sim`."""
+"""Driver: `atoll sim`: what would happen."""
