@@ -15,11 +15,14 @@ from typing import Final
 import numpy as np
 
 import atoll
+from atoll import fabric
 from atoll.errors import AtollError
 from atoll.net import lab
 from atoll.net.lab import Shape
 from atoll.reproduce.calibration.api import Point
-from atoll.reproduce.calibration.rounds import Control, LongLink, expected_seconds
+from atoll.reproduce.calibration.rounds import HEADER_BYTES, SEGMENT_BYTES, Control, LongLink, expected_seconds
+from atoll.sim.loop import Loop
+from atoll.sim.net import Network, Tcp
 
 NBYTES: Final = 32 << 20
 SHAPE: Final = Shape(rate_bits_per_s=300e6, delay_s=0.05, loss=1e-4)
@@ -51,7 +54,19 @@ def points(shape: Shape = SHAPE, nbytes: int = NBYTES, rounds: int = 5) -> Itera
                 name = f"{each.rate_bits_per_s / 1e6:.0f} Mbit/s, {2e3 * each.delay_s:.0f} ms, loss {each.loss:g}"
                 what = f"transfer, {name}, {control}, {streams} stream{'s' * (streams > 1)}"
                 expected_s = predicted(each, nbytes, streams, control, start_ends)
-                yield Point(what, nbytes, took_s, expected_s, fitted, "simulated")
+                yield Point(f"{what}, round by round", nbytes, took_s, expected_s, fitted, "simulated")
+                yield Point(f"{what}, as a flow", nbytes, took_s, as_a_flow(each, nbytes, streams), kind="simulated")
+
+
+def as_a_flow(shape: Shape, nbytes: int, streams: int) -> float:
+    """By the simulator's own network, which bounds a connection by window and long-run losses, as Reno's are."""
+    loop = Loop()
+    between = [[shape.rate_bits_per_s / 8] * 2] * 2, [[2 * shape.delay_s] * 2] * 2
+    tcp = Tcp(window_bytes=window_bytes(), slow_start=True, efficiency=SEGMENT_BYTES / (SEGMENT_BYTES + HEADER_BYTES))
+    network = Network(loop, fabric.wan(*between, loss=shape.loss), tcp=tcp)
+    network.send("host0", "host1", nbytes, lambda: None, streams=streams)
+    loop.run()
+    return loop.now_s + 2 * shape.delay_s
 
 
 def start_ends_of(took_s: float, clean: Shape, nbytes: int) -> float:
