@@ -40,10 +40,15 @@ def main(argv: list[str]) -> int:
         CalibrateSettings, argv, prog="atoll sim calibrate", description=str(CalibrateSettings.__doc__), env=os.environ
     ).value
     progress = Console(stderr=True)
-    found = calibrate(QUICK if settings.quick else FULL, lambda text: progress.print(text, style="dim"))
-    if settings.shaped and not settings.quick:
-        found = with_faults_and_distance(found, lambda text: progress.print(text, style="dim"))
+
+    def tell(text: str) -> None:
+        progress.print(text, style="dim")
+
+    found = calibrate(QUICK if settings.quick else FULL, tell)
     atomic_write(settings.out, found.to_json().encode())
+    if settings.shaped and not settings.quick:
+        found = with_faults_and_distance(found, tell)
+        atomic_write(settings.out, found.to_json().encode())
     rows = fit.table(found)
     if settings.json:
         for point in found.points:

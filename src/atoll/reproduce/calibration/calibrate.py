@@ -26,7 +26,7 @@ def with_faults_and_distance(found: Calibration, say: Say = lambda text: None) -
         say(f"no transfers over shaped links: {why}")
     else:
         say("transfers over shaped links")
-        more += wan.points()
+        more += wan.points(say)
     return replace(found, points=(*found.points, *more))
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +19,8 @@ import atoll
 from atoll.group.api import BLOCK
 from atoll.group.local import LocalGroup
 
-_TRIAL: Final = 20
+_CHUNK: Final = 25
+"""Votes for which the master's share is looked at together."""
 _FRAMES: Final = 16
 _MESSAGE: Final = 16  # float64 between two: small, so that no byte counts
 
@@ -95,43 +97,42 @@ def run(spec: Spec) -> Said:
 
 
 def _control(group: atoll.Group, spec: Spec) -> Said:
-    def vote() -> float:
-        return group.gather_bytes_async(b"").wait().seconds
-
-    for _ in range(_TRIAL):
-        vote()
-    before, master_before = time.process_time(), core_seconds(spec.master_pid)
-    votes = [vote() for _ in range(spec.votes)]
-    master_core_s = (core_seconds(spec.master_pid) - master_before) / spec.votes
-    vote_core_s = (time.process_time() - before) / spec.votes
-
     few, other = np.zeros(_MESSAGE), 1 - group.rank
     message: Callable[..., object] = group.send if group.rank == 0 else group.recv
-    for _ in range(_TRIAL):
-        message(few, other)
-    before = time.process_time()
-    for _ in range(spec.votes):
-        message(few, other)
-    message_core_s = (time.process_time() - before) / spec.votes
-    one, many = (_send(group, n, max(10, spec.votes // 20)) for n in (BLOCK, _FRAMES * BLOCK))
-    frame_core_s = max(0.0, many - one) / (_FRAMES - 1)
-    vote_alone_core_s, reduce_alone_core_s = _alone(few, spec.votes)
-    forming = [_form(group) for _ in range(max(5, spec.votes // 50))]
+    votes: list[float] = []
+    vote_core_s: list[float] = []
+    master_core_s: list[float] = []
+    for _ in range(max(1, spec.votes // _CHUNK)):
+        before = core_seconds(spec.master_pid)
+        vote_core_s += _core_s(lambda: votes.append(group.gather_bytes_async(b"").wait().seconds), _CHUNK)
+        master_core_s.append((core_seconds(spec.master_pid) - before) / (_CHUNK + 1))
+    one, many = (
+        median(_core_s(lambda x=x: message(x, other), max(10, spec.votes // 20)))  # type: ignore[misc]
+        for x in (np.ones(frames * BLOCK // few.itemsize) for frames in (1, _FRAMES))
+    )
+    alone, out = LocalGroup(), np.zeros_like(few)
     return Said(
-        group.rank, votes, vote_core_s, master_core_s, message_core_s, frame_core_s, vote_alone_core_s,
-        reduce_alone_core_s, forming,
-    )  # fmt: skip
+        rank=group.rank,
+        vote=votes,
+        vote_core_s=median(vote_core_s),
+        master_core_s=median(master_core_s),
+        message_core_s=median(_core_s(lambda: message(few, other), spec.votes)),
+        frame_core_s=max(0.0, many - one) / (_FRAMES - 1),
+        vote_alone_core_s=median(_core_s(lambda: alone.gather_bytes(b""), spec.votes)),
+        reduce_alone_core_s=median(_core_s(lambda: alone.all_reduce(few, "avg", out=out), spec.votes)),
+        forming=[_form(group) for _ in range(max(5, spec.votes // 50))],
+    )
 
 
-def _send(group: atoll.Group, nbytes: int, times: int) -> float:
-    """Core seconds of one end."""
-    x, other = np.ones(nbytes // 8), 1 - group.rank
-    message: Callable[..., object] = group.send if group.rank == 0 else group.recv
-    message(x, other)
-    before = time.process_time()
+def _core_s(call: Callable[[], object], times: int) -> list[float]:
+    """What each call took of this process, once warm."""
+    call()
+    seconds = []
     for _ in range(times):
-        message(x, other)
-    return (time.process_time() - before) / times
+        before = time.process_time()
+        call()
+        seconds.append(time.process_time() - before)
+    return seconds
 
 
 def _form(group: atoll.Group) -> float:
@@ -139,24 +140,6 @@ def _form(group: atoll.Group) -> float:
     began = time.perf_counter()
     group.update_topology()
     return time.perf_counter() - began
-
-
-def _alone(few: Any, times: int) -> tuple[float, float]:
-    """Core seconds of a vote and an all-reduce of the program's side alone."""
-    group, out = LocalGroup(), np.zeros_like(few)
-    calls: tuple[Callable[[], object], ...] = (
-        lambda: group.gather_bytes(b""),
-        lambda: group.all_reduce(few, "avg", out=out),
-    )
-    found = []
-    for call in calls:
-        for _ in range(_TRIAL):
-            call()
-        before = time.process_time()
-        for _ in range(times):
-            call()
-        found.append((time.process_time() - before) / times)
-    return found[0], found[1]
 
 
 def _reduce(groups: dict[str, Any], task: Task, reduced: dict[str, dict[int, list[float]]]) -> None:

@@ -19,6 +19,7 @@ from atoll import fabric
 from atoll.errors import AtollError
 from atoll.net import lab
 from atoll.net.lab import Shape
+from atoll.reproduce.api import Say
 from atoll.reproduce.calibration.api import Point
 from atoll.reproduce.calibration.rounds import HEADER_BYTES, SEGMENT_BYTES, Control, LongLink, expected_seconds
 from atoll.sim.loop import Loop
@@ -40,14 +41,18 @@ def unavailable() -> str:
     return "" if not reasons["netem"] or not reasons["tun"] else f"netem: {reasons['netem']}; tun: {reasons['tun']}"
 
 
-def points(shape: Shape = SHAPE, nbytes: int = NBYTES, rounds: int = 5) -> Iterator[Point]:
+def points(
+    say: Say = lambda text: None, shape: Shape = SHAPE, nbytes: int = NBYTES, rounds: int = 5
+) -> Iterator[Point]:
     """Medians, for each congestion control and number of streams; with the losses, and without any."""
     clean = Shape(shape.rate_bits_per_s, shape.delay_s)
     for control in CONTROLS:
         start_ends = START_ENDS[0]
         for each, times in ((clean, max(1, rounds // 2)), (shape, rounds)):
             for streams in STREAMS:
-                seconds = [measured(each, nbytes, streams, control, seed) for seed in range(1, times + 1)]
+                seconds = _several(each, nbytes, streams, control, times, say)
+                if not seconds:
+                    continue
                 took_s, fitted = statistics.median(seconds), each is clean and streams == 1 and control == "cubic"
                 if fitted:
                     start_ends = start_ends_of(took_s, each, nbytes)
@@ -56,6 +61,17 @@ def points(shape: Shape = SHAPE, nbytes: int = NBYTES, rounds: int = 5) -> Itera
                 expected_s = predicted(each, nbytes, streams, control, start_ends)
                 yield Point(f"{what}, round by round", nbytes, took_s, expected_s, fitted, "simulated")
                 yield Point(f"{what}, as a flow", nbytes, took_s, as_a_flow(each, nbytes, streams), kind="simulated")
+
+
+def _several(shape: Shape, nbytes: int, streams: int, control: Control, times: int, say: Say) -> list[float]:
+    """Those that came to an end."""
+    seconds = []
+    for seed in range(1, times + 1):
+        try:
+            seconds.append(measured(shape, nbytes, streams, control, seed))
+        except AtollError as error:
+            say(f"a transfer with {control} over {streams} connections failed: {error}")
+    return seconds
 
 
 def as_a_flow(shape: Shape, nbytes: int, streams: int) -> float:
@@ -102,7 +118,10 @@ def measured(shape: Shape, nbytes: int, streams: int, control: Control, seed: in
         master.stdout.readline()
         argv = ["-m", "atoll.reproduce.calibration.wan", address, str(nbytes), str(streams)]
         peers = [network.start(host, [sys.executable, *argv], stdout=subprocess.PIPE, text=True) for host in (0, 1)]
-        said = [peer.communicate(timeout=_PATIENCE_S)[0] for peer in peers]
+        try:
+            said = [peer.communicate(timeout=_PATIENCE_S)[0] for peer in peers]
+        except subprocess.TimeoutExpired as error:
+            raise AtollError(f"a transfer took more than {_PATIENCE_S:g} s") from error
     found = [json.loads(text) for text in said if text.startswith("{")]
     if not found:
         raise AtollError("no transfer was measured in the lab; the errors of its processes stand above")
