@@ -74,6 +74,7 @@ class World:
         self._connected = 0
         self.said: list[tuple[int, Any]] = []
         """Everything the master said, to whom; for tests."""
+        self._ticks = False
         self._idle_ticks = 0
         self._ended = 0
         """So many of the first processes have ended."""
@@ -104,7 +105,9 @@ class World:
     def run(self, until_s: float | None = None) -> None:
         """Until every program has ended (Deadlock: they can't), or for that much virtual time."""
         until_ns = None if until_s is None else round(until_s * 1e9)
-        self.loop.post(0, self._tick)
+        if not self._ticks:
+            self._ticks = True
+            self.loop.post(0, self._tick)
         try:
             while self._going() and (until_ns is None or self.loop.now_ns < until_ns):
                 self.loop.step()
