@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from atoll.errors import Diverged, InvalidConfig, InvalidData, SaveFailed
+import atoll
+from atoll.errors import Diverged, Expelled, InvalidConfig, InvalidData, SaveFailed
 from atoll.model.saved import load_model
 from atoll.runtime.api import here
 from atoll.train import loop
@@ -147,6 +148,94 @@ def test_newcomers_after_a_checkpoint_wait_for_what_the_others_wait_for(strategy
         run.run()
         check_finished([p for p in run.peers if p.events("synced")[0]["revision"] > 0 or p in run.peers[:2]])
         check_agreement(run.peers)
+
+
+def expelled_at_first(run, times):
+    """A peer that is expelled so often before it is let in, and when it tried."""
+    peer, tries = run.start(), []
+
+    def enter():
+        tries.append(here().now())
+        if len(tries) <= times:
+            raise Expelled("the group went on without this peer")
+        return atoll.join("m:1")
+
+    train = peer.trainer.run
+    peer.trainer.run = lambda join: train(enter)
+    return peer, tries
+
+
+def test_a_group_that_takes_shape_again_and_again_is_given_time():
+    run = Run(tiny())
+    peer, tries = expelled_at_first(run, 2)
+    run.run()
+    check_finished([peer])
+    first, second = np.diff(tries)
+    assert second > first >= 1.0
+
+
+def test_who_comes_back_for_nothing_again_and_again_gives_up():
+    run = Run(tiny())
+    peer, tries = expelled_at_first(run, 99)
+    run.run()
+    assert isinstance(peer.error, Expelled)
+    assert len(tries) == loop.MOST_FRUITLESS
+
+
+# -- who is told to leave ----------------------------------------------------------------------------------------------
+
+
+def leave_at(run, seconds, peers):
+    for peer in peers:
+        run.at(seconds, peer.trainer.leave)
+
+
+@every_strategy
+def test_a_group_told_to_leave_saves_as_of_the_last_exchange_and_can_be_resumed(strategy, delay, tmp_path):
+    settings = tiny(strategy=strategy, delay=delay, steps=40)
+    run = Run(settings)
+    for i in range(3):
+        run.start(min_world=3, folder=tmp_path / str(i))
+    leave_at(run, 0.105, run.peers)
+    run.run()
+    assert [(p.error, p.to_the_end, p.done) for p in run.peers] == [(None, False, False)] * 3
+    taken = run.peers[0].last("step")["step"]
+    assert 8 < taken < 12
+    tensors, _ = load_newest(folders_in(tmp_path / "0").checkpoint)
+    saved = int(tensors["steps"])
+    assert saved == (taken if strategy == "ddp" else 8)
+    again = Run(settings)
+    for i in range(3):
+        again.start(min_world=3, folder=tmp_path / str(i), resume=i == 0)
+    again.run()
+    check_finished(again.peers)
+    assert all(p.to_the_end for p in again.peers)
+    assert all(p.events("step")[0]["step"] == saved + 1 for p in again.peers)
+    if (strategy, delay) == ("ddp", 0):  # nothing is lost: all is as if nobody had left
+        assert torch.equal(again.peers[0].parameters, group_of(3, settings).run().peers[0].parameters)
+
+
+@every_strategy
+def test_when_one_is_told_to_leave_the_others_go_on(strategy, delay, tmp_path):
+    run = Run(tiny(strategy=strategy, delay=delay))
+    for i in range(3):
+        run.start(min_world=3, folder=tmp_path / str(i))
+    leave_at(run, 0.065, run.peers[2:])
+    run.run()
+    check_finished(run.peers[:2])
+    assert (run.peers[2].error, run.peers[2].to_the_end) == (None, False)
+    assert run.peers[2].events("saved") == []  # its state is with the others
+    assert "left" in run.peers[0].events("lost")[0]["message"]
+
+
+def test_who_is_not_in_a_group_has_no_step_to_end():
+    run = Run(tiny())
+    waiting = run.start(min_world=2)
+    answers = []
+    run.at(0.5, lambda: answers.append(waiting.trainer.leave()))
+    run.at(1.0, waiting.process.crash)
+    run.run()
+    assert answers == [False]
 
 
 def test_a_newcomer_at_the_very_end_gets_the_state_and_is_done():
