@@ -512,19 +512,3 @@ def test_make_cert_prints_commands_that_work(
         assert run([master.address if word == "HOST:48148" else word for word in status[1:]]) == 0
     assert run(["master", "--make-cert", "certs"]) == 2
     assert "certs/ca.pem exists" in capsys.readouterr().err
-
-
-def test_training_on_one_machine_hands_the_token_on(tmp_path: Path, token_file: Path) -> None:
-    (tmp_path / "text.txt").write_text("the ring between them is thin. " * 400)
-    tiny = [
-        *("--model.width", "16", "--model.layers", "1", "--model.heads", "2", "--model.context", "16", "--batch", "2")
-    ]
-    argv = [sys.executable, "-m", "atoll", "train", "--peers", "2", "--steps", "6", "--every", "3", "--json", *tiny]
-    argv += ["--text", "text.txt", "--token-file", str(token_file)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["hashes_equal"]
-    for file in (tmp_path / "runs").rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            assert TOKEN.encode() not in file.read_bytes(), file
