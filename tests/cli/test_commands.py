@@ -108,6 +108,7 @@ def test_what_is_wrong_is_said_in_one_line(
     argv: list[str], code: int, words: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("atoll.group.wiring.asking._DIAL_S", 0.1)
     assert run(argv) == code
     err = capsys.readouterr().err
     assert err.startswith("atoll: ")

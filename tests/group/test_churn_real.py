@@ -14,7 +14,7 @@ def assert_survived(report: Report) -> None:
 
 
 def test_some_seconds_of_churn() -> None:
-    report = Churn(seed=7).run(6.0)
+    report = Churn(seed=7).run(4.0)
     assert_survived(report)
     assert report.done["killed"]
 

@@ -302,7 +302,7 @@ def test_a_helper_takes_no_made_up_proof_for_one() -> None:
     helper.close()
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("tls", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "TLS"])
 def test_a_stopped_peer_is_noticed_and_comes_back(peers: Any, token_file: Path, tls: bool) -> None:
     with atoll.Master(token=TOKEN, tls=files(tls)) as master:
         flags = ["--pace", "0.01", "--min-world", "2", "--rejoin", *options(token_file, tls)]
@@ -457,6 +457,7 @@ def test_what_is_wrong_with_a_token_or_a_certificate_is_said_in_one_line(
         assert run(["status", master.address, "--token-file", str(token_file)]) == 0
 
 
+@pytest.mark.slow  # it loads torch; `status` says the same by the same means
 def test_join_with_a_wrong_token_ends_with_one_line_and_code_1(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.token"
     wrong.write_text(OTHER)
