@@ -302,7 +302,8 @@ def test_a_helper_takes_no_made_up_proof_for_one() -> None:
     helper.close()
 
 
-@pytest.mark.parametrize("tls", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "TLS"])
+@pytest.mark.slow  # without a token: test_real.py
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 def test_a_stopped_peer_is_noticed_and_comes_back(peers: Any, token_file: Path, tls: bool) -> None:
     with atoll.Master(token=TOKEN, tls=files(tls)) as master:
         flags = ["--pace", "0.01", "--min-world", "2", "--rejoin", *options(token_file, tls)]

@@ -221,6 +221,7 @@ def wait_for(master: atoll.Master, members: int) -> None:
 # -- one is stopped ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # one stopped at some other moment: test_real.py
 def test_one_stopped_in_a_reduce_is_expelled_and_joins_again_when_it_thaws(start: Start) -> None:
     """By both ways at once, for the stop takes its time."""
     n = MIDDLE
