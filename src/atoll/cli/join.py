@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     history, console = History(settings.steps), Console()
     title = f"atoll join {settings.address}"
     view = JsonView(history, console) if settings.json else view_for(history, title, console)
-    with view, signals.interrupting():
+    with view:
 
         def report(kind: str, **about: Any) -> None:
             event = {"event": kind, "peer": name, "at": time.time(), **about}

@@ -67,9 +67,10 @@ def _dispatch(argv: list[str]) -> int:
 
         near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0.0)
         raise InvalidConfig(f"there is no command {argv[0]!r}; did you mean {near[0]!r}? `atoll --help` lists all")
-    with signals.ending():
-        command: Callable[[list[str]], int] = import_module(COMMANDS[argv[0]][0]).main
-    return command(argv[1:])
+    with signals.interrupting():
+        with signals.ending():
+            command: Callable[[list[str]], int] = import_module(COMMANDS[argv[0]][0]).main
+        return command(argv[1:])
 
 
 def _failed(error: AtollError, code: int, debug: bool) -> int:

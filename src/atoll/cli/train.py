@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from atoll import log
-from atoll.cli import signals
 from atoll.cli.guarded import Guarded
 from atoll.cli.history import History
 from atoll.cli.launch import Launch, run_local
@@ -74,5 +73,4 @@ def main(argv: list[str]) -> int:
     )
     history, console = History(plain.steps), Console()
     view = JsonView(history, console) if settings.json else view_for(history, title, console)
-    with signals.interrupting():
-        return run_local(launch, history, view)
+    return run_local(launch, history, view)
