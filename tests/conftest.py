@@ -2,8 +2,11 @@
 
 import gc
 
+import pytest
 
-def pytest_collection_finish() -> None:
-    """What collecting has made (tests, torch, hypothesis) stays to the end: no collection need look at it again."""
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_old_is_collected() -> None:
+    """What stands before a module (tests, torch, hypothesis) stays to the end: no collection need look at it again."""
     gc.collect()
     gc.freeze()

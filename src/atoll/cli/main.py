@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Final
 
+from atoll.cli import signals
 from atoll.errors import AtollError, InvalidConfig
 
 COMMANDS: Final = {
@@ -29,7 +30,8 @@ on many machines:   atoll master --listen 0.0.0.0:48148 --token-file team.token
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 0, or 1 for what went wrong, 2 for what was asked wrongly, 130 for Ctrl-C."""
+    """Run the command; exits with 0, or 1 for what went wrong, 2 for what was asked wrongly, 130 for Ctrl-C
+    and SIGTERM."""
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -47,7 +49,7 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return 130
+        return signals.INTERRUPTED
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -65,8 +67,10 @@ def _dispatch(argv: list[str]) -> int:
 
         near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0.0)
         raise InvalidConfig(f"there is no command {argv[0]!r}; did you mean {near[0]!r}? `atoll --help` lists all")
-    command: Callable[[list[str]], int] = import_module(COMMANDS[argv[0]][0]).main
-    return command(argv[1:])
+    with signals.interrupting():
+        with signals.ending():
+            command: Callable[[list[str]], int] = import_module(COMMANDS[argv[0]][0]).main
+        return command(argv[1:])
 
 
 def _failed(error: AtollError, code: int, debug: bool) -> int:

@@ -93,10 +93,14 @@ class World:
             host = self._add_host(f"host{len(self.processes)}")
         host = host or self.hosts[len(self.processes) % len(self.hosts)]
         self._check_host(host)
-        process = Process(self, name, host, main)
+        process = self.process(name, host, main)
         self.processes.append(process)
         self.loop.post(round(delay_s * 1e9), process.call, process.program.resume)
         return process
+
+    def process(self, name: str, host: str, main: Callable[[], Any]) -> Process:
+        """What `start` makes; a world whose hosts take time of their own has others."""
+        return Process(self, name, host, main)
 
     def run(self, until_s: float | None = None) -> None:
         """Until every program has ended (Deadlock: they can't), or for that much virtual time."""
