@@ -168,8 +168,10 @@ def rows_forever() -> Iterator[str]:
 
 
 def test_a_trace_is_read_as_it_is_asked_for() -> None:
-    demands = adapters.read(rows_forever(), Tally())
+    tally = Tally()
+    demands = adapters.read(rows_forever(), tally)
     assert [next(demands).arrival.number for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert (tally.read, tally.emitted) == (5, 5)
 
 
 def test_a_real_file_plain_and_packed(tmp_path: Path) -> None:

@@ -187,27 +187,34 @@ def _settled(rows: Iterable[Row], tally: Tally) -> Iterator[Demand]:
 
 
 def _in_order(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
-    """Without rows that are none, sorted as far as `HELD_ROWS` reach."""
+    """Without rows that are none, sorted as far as `HELD_ROWS` reach. A row is read once it is given or dropped."""
     held: list[tuple[int, int, Row]] = []
     newest_ns = given_ns = -(1 << 200)
-    for row in rows:
-        tally.read += 1
-        if row.prompt_tokens < 0 or row.output_tokens < 0:
-            tally.dropped["negative length"] += 1
-        elif row.prompt_tokens == 0 < row.output_tokens:
-            tally.dropped["an answer to an empty prompt"] += 1
-        elif row.at_ns < given_ns:
-            tally.dropped["too far out of order"] += 1
-        else:
-            if row.at_ns < newest_ns:
-                tally.odd["out of order"] += 1
-            newest_ns = max(newest_ns, row.at_ns)
-            heapq.heappush(held, (row.at_ns, tally.read, row))
-            if len(held) > HELD_ROWS:
-                given_ns, _, ready = heapq.heappop(held)
-                yield ready
+    for number, row in enumerate(rows):
+        if why := _no_request(row, given_ns):
+            tally.dropped[why] += 1
+            tally.read += 1
+            continue
+        if row.at_ns < newest_ns:
+            tally.odd["out of order"] += 1
+        newest_ns = max(newest_ns, row.at_ns)
+        heapq.heappush(held, (row.at_ns, number, row))
+        if len(held) > HELD_ROWS:
+            given_ns, _, ready = heapq.heappop(held)
+            tally.read += 1
+            yield ready
     while held:
+        tally.read += 1
         yield heapq.heappop(held)[2]
+
+
+def _no_request(row: Row, given_ns: int) -> str:
+    """Why; "" where it is one."""
+    if row.prompt_tokens < 0 or row.output_tokens < 0:
+        return "negative length"
+    if row.prompt_tokens == 0 < row.output_tokens:
+        return "an answer to an empty prompt"
+    return "too far out of order" if row.at_ns < given_ns else ""
 
 
 def _seconds(cells: Cells, at: int, names: Sequence[str]) -> float:
