@@ -171,6 +171,7 @@ def test_what_a_user_asks_does_not_hang_on_who_is_answered_first() -> None:
         lambda: Mmpp((0, 0), (1, 1)),
         lambda: Mmpp((-1, 3), (1, 1)),
         lambda: Mmpp((1, 3), (0, 1)),
+        lambda: Mmpp((0, 1e-9), (1e-3, 1e-3)),
         lambda: Diurnal(1, 1.1),
         lambda: Windows(60, (1.0,), (1.0, 2.0)),
         lambda: Windows(60, (), ()),

@@ -20,7 +20,8 @@ SHORTEST_TICK_S: Final = 1e-4
 
 @dataclass(frozen=True)
 class Columns:
-    """Requests in order of time. `session` numbers the sessions; `elapsed_s` is NaN where the source tells none."""
+    """Requests in order of time. `session` numbers those of conversations, others have -1; `elapsed_s` is NaN where the
+    source tells none."""
 
     at_s: Column
     prompt: Column
@@ -49,9 +50,9 @@ def columns(demands: Iterable[Demand]) -> Columns:
         prompt.append(a.prompt_tokens)
         output.append(demand.output_tokens)
         failed.append(demand.failed)
-        conversation.append(a.service == "conversation")
-        is_session = a.turn > 0 or a.service == "conversation"  # others never come back: no name is kept
-        session.append(names.setdefault(a.session, len(names)) if is_session else -1)
+        talks = a.service == "conversation"  # others never come back: no name is kept
+        session.append(names.setdefault(a.session, len(names)) if talks else -1)
+        conversation.append(talks)
         elapsed_s.append(float("nan") if demand.elapsed_s is None else demand.elapsed_s)
     if not at_s:
         raise InvalidData("the trace has no requests to look at")

@@ -92,6 +92,8 @@ class Together:
             yield self._numbered(demand, workload)
 
     def handle(self, answered: Arrival, now_s: float) -> Sequence[Demand]:
+        if answered.number not in self._owners:
+            return ()
         workload, arrival = self._owners.pop(answered.number)
         return [self._numbered(demand, workload) for demand in workload.handle(arrival, now_s)]
 

@@ -59,6 +59,8 @@ class Mmpp(msgspec.Struct, frozen=True, tag_field="kind", tag="mmpp"):
         check_positive(rate_per_s=sum(self.rates_per_s), stay_s=min(self.stays_s))
         if min(self.rates_per_s) < 0:
             raise InvalidConfig(f"rates_per_s={self.rates_per_s} must be at least 0")
+        if self.mean_rate_per_s * sum(self.stays_s) < 1e-6:
+            raise InvalidConfig(f"{self} jumps more than a million times between two arrivals; make its stays longer")
 
     @property
     def mean_rate_per_s(self) -> float:
