@@ -55,7 +55,7 @@ def test_show_takes_a_model_too(model: Path, capsys: Any) -> None:
 
 
 def test_fit_compares_and_saves_a_model_that_makes_traces(capsys: Any) -> None:
-    assert run(["workload", "convert", str(_written_model()), "trace.jsonl", "--seconds", "600"]) == 0
+    assert run(["workload", "convert", str(_written_model()), "trace.jsonl", "--seconds", "400"]) == 0
     capsys.readouterr()
     said = asked(capsys, "fit", "trace.jsonl", "--window", "30", "--save", "found.json")
     laws = [line["law"] for line in said if line["type"] == "arrivals"]

@@ -6,7 +6,7 @@ import pytest
 
 from atoll.reproduce import burstgpt
 from atoll.reproduce.burstgpt import azure
-from atoll.reproduce.burstgpt.reading import reading, same_bytes
+from atoll.reproduce.burstgpt.reading import reading
 from atoll.reproduce.demonstrations import find
 
 
@@ -26,9 +26,8 @@ def test_it_can_be_found() -> None:
     assert find("burstgpt") is burstgpt.demonstrate
 
 
-def test_reading_and_bytes_hold() -> None:
-    lines = [*reading(ignore), same_bytes(1, ignore)]
-    assert [(line.number, line.verdict) for line in lines] == [("7a", "pass"), ("7b", "pass"), ("7c", "pass")]
+def test_reading_holds() -> None:
+    assert [(line.number, line.verdict) for line in reading(ignore)] == [("7a", "pass"), ("7b", "pass")]
 
 
 def test_without_the_traces_it_says_what_it_needs(traces: Path) -> None:

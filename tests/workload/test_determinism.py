@@ -11,9 +11,9 @@ from atoll.workload.fit.columns import columns
 from atoll.workload.fit.model import decode, encode, fit_model
 from atoll.workload.trace.lines import write
 
-demands = list(itertools.islice(decode(HAND_WRITTEN).trace(int(sys.argv[1])), 3000))
+demands = list(itertools.islice(decode(HAND_WRITTEN).trace(int(sys.argv[1])), 1500))
 model = fit_model(columns(demands))
-again = itertools.islice(model.trace(int(sys.argv[1]), 2.0), 1000)
+again = itertools.islice(model.trace(int(sys.argv[1]), 2.0), 500)
 print(hashlib.sha256(b"".join([*write(demands), encode(model), *write(again)])).hexdigest())
 """
 

@@ -4,7 +4,7 @@ import math
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.sim.loop import Loop
@@ -118,6 +118,7 @@ def test_an_endless_workload_is_asked_for_one_request_at_a_time() -> None:
     assert asked == 8
 
 
+@settings(deadline=None)
 @given(
     times=st.lists(st.floats(0, 100), max_size=30).map(sorted),
     wakes=st.lists(st.floats(0, 120), max_size=30).map(sorted),

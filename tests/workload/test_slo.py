@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.errors import InvalidConfig, InvalidData
@@ -76,6 +76,7 @@ def test_times_are_counted_from_when_the_user_meant_to_ask() -> None:
     assert report.attainment == 0.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 2), st.integers(1, 50)), min_size=1, max_size=30))
 def test_spreads_are_those_of_the_answers(answers: list[tuple[float, float, int]]) -> None:
     outcomes = [answered(i, *values) for i, values in enumerate(answers)]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.rng import stream
@@ -80,6 +80,7 @@ def test_distances_of_small_samples() -> None:
 samples = st.lists(st.integers(-5, 5), min_size=1, max_size=20)
 
 
+@settings(deadline=None)
 @given(a=samples, b=samples)
 def test_a_distance_is_the_largest_gap_at_any_value(a: list[int], b: list[int]) -> None:
     gaps = [abs(sum(x <= v for x in a) / len(a) - sum(x <= v for x in b) / len(b)) for v in range(-6, 7)]

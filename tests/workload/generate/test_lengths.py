@@ -5,7 +5,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.rng import stream
@@ -57,6 +57,7 @@ laws = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(law=laws, seed=st.integers(0, 99))
 def test_any_law_stays_in_its_bounds_and_takes_one_number_a_draw(law: AnyLengths, seed: int) -> None:
     rng, twin = stream(seed, "law"), stream(seed, "law")

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.errors import InvalidConfig
@@ -36,6 +36,7 @@ def test_a_slice_of_a_trace_without_end_ends() -> None:
     assert len(list(selected(endless, end_s=50.0))) == 50
 
 
+@settings(deadline=None)
 @given(scale=st.floats(1e-3, 1e3))
 def test_faster_keeps_the_shape(scale: float) -> None:
     demands = a_trace()

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.errors import InvalidData, SaveFailed
@@ -59,6 +59,7 @@ def traces(draw: st.DrawFn) -> list[Demand]:
     return found
 
 
+@settings(deadline=None)
 @given(demands=traces(), begins_s=st.floats(0, 6e5))
 def test_what_is_written_comes_back(demands: list[Demand], begins_s: float) -> None:
     written, tally = b"".join(write(demands, lambda: begins_s)), Tally()

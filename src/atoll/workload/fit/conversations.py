@@ -19,7 +19,7 @@ from atoll.workload.generate.conversations import AnyTime, GammaTime, LogNormalT
 from atoll.workload.generate.lengths import LONGEST, AnyAnswers, AnyLengths, Geometric, Zipf
 
 SHORTEST_THINK_S: Final = 1e-3
-SAMPLE: Final = 20_000
+SAMPLE: Final = 10_000
 
 
 @dataclass(frozen=True)

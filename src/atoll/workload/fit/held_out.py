@@ -22,7 +22,7 @@ from atoll.workload.generate.processes import AnyProcess, Gamma, Poisson
 
 ROUNDS: Final = 4
 """As many traces are made from a fit as that, so that one draw decides nothing."""
-SAMPLE: Final = 20_000
+SAMPLE: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
