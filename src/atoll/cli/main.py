@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "master": ("atoll.cli.master", "run the master that peers join"),
     "model": ("atoll.cli.model", "fetch a published model, or list those on this machine"),
     "status": ("atoll.cli.status", "show who is in a group, and how it fares"),
+    "workload": ("atoll.cli.workload", "look at traces of requests, fit models to them, make and convert traces"),
     "doctor": ("atoll.cli.doctor", "tell what this machine can do"),
     "systems": ("atoll.cli.systems", "list the published systems and what works of them"),
     "reproduce": ("atoll.cli.reproduce", "run the claims of a published system on this machine"),
