@@ -1,4 +1,4 @@
-"""Writes small GGUF files, sound or not, for tests and fuzzers; byte by byte, so that it shares nothing with a reader."""
+"""Writes small GGUF files, sound or not, for tests and fuzzers; byte by byte, sharing nothing with a reader."""
 
 import struct
 from collections.abc import Mapping
