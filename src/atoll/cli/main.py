@@ -13,6 +13,7 @@ COMMANDS: Final = {
     "train": ("atoll.cli.train", "train a model with several peers on this machine"),
     "join": ("atoll.cli.join", "join a group of peers on many machines and train with them"),
     "master": ("atoll.cli.master", "run the master that peers join"),
+    "model": ("atoll.cli.model", "fetch a published model, or list those on this machine"),
     "status": ("atoll.cli.status", "show who is in a group, and how it fares"),
     "doctor": ("atoll.cli.doctor", "tell what this machine can do"),
     "systems": ("atoll.cli.systems", "list the published systems and what works of them"),
