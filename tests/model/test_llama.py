@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from atoll.errors import InvalidData
 from atoll.model import llama
 from atoll.model.gguf import GGUF
+from atoll.model.transformer import _rotate
 from tests.model.gguf_files import HEADS, KEY_HEADS, LAYERS, TOKENS, WIDTH, gguf, metadata, tensors
 
 
@@ -45,8 +46,6 @@ def test_attention_scores_are_those_of_the_files_own_layout():
     )
     attention = model.model.layers[0].self_attn
     rotation = (model.model.cos[:9], model.model.sin[:9])
-    from atoll.model.transformer import _rotate
-
     with torch.inference_mode():
         ours = [
             _rotate(projection(torch.from_numpy(x)).view(1, 9, -1, head), rotation)[0].numpy()

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     commands = {"pull": _pull, "list": _list}
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(USAGE.format(names=", ".join(store.PUBLISHED), folder=store.models_folder()))
-        return 0
+        raise SystemExit(0)
     if argv[0] not in commands:
         raise InvalidConfig(f"there is no `atoll model {argv[0]}`; there are: {', '.join(commands)}")
     return commands[argv[0]](argv[1:])

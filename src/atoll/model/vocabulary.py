@@ -6,7 +6,8 @@ that a stream never waits longer than for the next whole character.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from encodings.utf_8 import IncrementalDecoder
 from typing import TYPE_CHECKING, Any, Final
@@ -162,10 +163,8 @@ def byte_pairs(
         raise InvalidData("a token is empty, or there twice")
     library = _tokenizers()
     pairs = _pairs(merges)
-    try:
+    with _refusing("the merges don't fit the vocabulary"):
         model = library.models.BPE(vocabulary, pairs, ignore_merges=CUTS[cut].whole)
-    except Exception as error:  # the library has no class of its own
-        raise InvalidData(f"the merges don't fit the vocabulary: {error}") from error
     tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = _cutter(CUTS[cut].patterns)
     tokenizer.add_special_tokens([library.AddedToken(tokens[i], normalized=False, special=True) for i in special])
@@ -182,16 +181,14 @@ def from_json(text: str, ends: Iterable[str | int]) -> TextTokenizer:
 
     `ends`: tokens, or their names. InvalidData for any other, and for what the library doesn't read.
     """
-    try:
+    library = _tokenizers()
+    with _refusing("holds no tokeniser that is known here"):
         description = json.loads(text)
-        tokenizer = _tokenizers().Tokenizer.from_str(text)
+        tokenizer = library.Tokenizer.from_str(text)
         decoders = _parts(description["decoder"], "decoders")
         added = {token["id"]: token["content"] for token in description["added_tokens"]}
         special = {token["id"] for token in description["added_tokens"] if token["special"]}
-    except InvalidConfig:
-        raise
-    except Exception as error:  # of the library, and of a file that is another's
-        raise InvalidData(f"holds no tokeniser that is known here: {error}") from error
+        prefix = _prefix(tokenizer)
     kinds = {part.get("type") for part in decoders}
     if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
         raise InvalidData(f"decoder is of the type {', '.join(sorted(map(str, kinds)))}, which isn't known here")
@@ -210,7 +207,18 @@ def from_json(text: str, ends: Iterable[str | int]) -> TextTokenizer:
     trim = any(part.get("type") == "Strip" and part.get("start") for part in decoders) or any(
         part.get("type") == "Metaspace" and part.get("prepend_scheme", "always") != "never" for part in decoders
     )
-    return TextTokenizer(tokenizer, stands_for, _prefix(tokenizer), found, trim)
+    return TextTokenizer(tokenizer, stands_for, prefix, found, trim)
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """InvalidData for all that the library or another's file comes to; the library even panics over some files."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise InvalidData(f"{what}: {str(error)[:200]}") from error
+        raise
 
 
 def _prefix(tokenizer: "Tokenizer") -> tuple[int, ...]:
