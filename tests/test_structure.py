@@ -64,7 +64,10 @@ def violations(path: str, source: str, kinds: Mapping[str, str]) -> list[str]:
     tree = ast.parse(source)
     nodes = list(at_run_time(tree))
     tolerated = TOLERATED.get(path, set())
-    found = [(node.lineno, "sim is for virtual.py, sim, cli and reproduce") for node in simulator_imports(path, tree)]
+    found = [
+        (node.lineno, "sim is for what is named virtual, sim, cli and reproduce")
+        for node in simulator_imports(path, tree)
+    ]
     if kind in SYNCHRONOUS:
         found += [(line, "is not async") for line in async_lines(nodes, declarations=kind == "Interface")]
     for node, name in [*imported(path, nodes), *used(path, nodes)]:
@@ -155,8 +158,8 @@ def is_global_random(name: str, node: ast.AST) -> bool:
 
 
 def simulator_imports(path: str, tree: ast.Module) -> list[ast.stmt]:
-    room = path.split("/")[1]
-    if path.endswith("/virtual.py") or room in {"sim", "cli", "reproduce"}:
+    room, *inner = path.removesuffix(".py").split("/")[1:]
+    if "virtual" in inner or room in {"sim", "cli", "reproduce"}:
         return []
     return [node for node, name in imported(path, list(ast.walk(tree))) if within(name, {"atoll.sim"})]
 
@@ -322,7 +325,13 @@ def test_what_runs_for_real_never_loads_the_simulator(code: str) -> None:
     assert found_in("Driver", code, "atoll/group/wire.py")
     assert found_in("Driver", f"def f():\n    {code}", "atoll/train/loop.py")
     assert found_in("Driver", f"if TYPE_CHECKING:\n    {code}", "atoll/train/loop.py")
-    for path in ("atoll/group/virtual.py", "atoll/sim/links.py", "atoll/cli/sim.py", "atoll/reproduce/pccl.py"):
+    for path in (
+        "atoll/serve/virtual.py",
+        "atoll/group/virtual/world.py",
+        "atoll/sim/net.py",
+        "atoll/cli/sim.py",
+        "atoll/reproduce/pccl.py",
+    ):
         assert not found_in("Driver", code, path)
 
 

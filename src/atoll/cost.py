@@ -8,11 +8,11 @@ count, so small and large operations weigh alike; `hold_out` sets points aside t
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import combinations, pairwise
 from operator import itemgetter
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 import numpy as np
@@ -269,6 +269,38 @@ def from_json(text: str | bytes) -> CostModel | CostCurve:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidData(f"not a cost model: {error}") from error
     return CostCurve.from_json(text) if "points" in keys else CostModel.from_json(text)
+
+
+class Model(Protocol):
+    """What tells the seconds of operations of one kind."""
+
+    def seconds(self, op: Op) -> float: ...
+
+
+Costs = Callable[[Op], float] | Mapping[str, Model]
+"""What tells the seconds of all: a function, or a model for each kind."""
+
+
+def free(op: Op) -> float:
+    """Nothing takes any time."""
+    return 0.0
+
+
+def seconds_by(costs: Costs) -> Callable[[Op], float]:
+    """As a function. It raises `InvalidConfig` for an operation of a kind there is no model of."""
+    if not isinstance(costs, Mapping):
+        return costs
+
+    def seconds(op: Op) -> float:
+        model = costs.get(op.kind)
+        if model is None:
+            known = ", ".join(map(repr, sorted(costs))) or "none"
+            raise InvalidConfig(
+                f"there is no cost model of {op.kind!r} (there are: {known}); fit one, or give its cost"
+            )
+        return model.seconds(op)
+
+    return seconds
 
 
 def _amount(op: Op, feature: str) -> float:

@@ -120,8 +120,11 @@ class Fabric:
         node = source
         while node != target:
             choices = self._nearer(node, hops)
-            key = f"{flow}\0{source}\0{target}\0{node}".encode()
-            links.append(choices[xxhash.xxh3_64_intdigest(key) % len(choices)])
+            choice = 0
+            if len(choices) > 1:
+                key = f"{flow}\0{source}\0{target}\0{node}".encode()
+                choice = xxhash.xxh3_64_intdigest(key) % len(choices)
+            links.append(choices[choice])
             node = links[-1].target
         return _with_shared(links)
 

@@ -18,7 +18,8 @@ from atoll.group.membership.election import Election, Plan, StateNote, TensorNot
 from atoll.group.messages import Initiate
 from atoll.group.state import SharedState, StateTensors
 from atoll.group.station import Take
-from atoll.group.virtual import VirtualPort, World
+from atoll.group.virtual import World
+from atoll.group.virtual.port import VirtualPort
 from tests.group.together import start, together
 
 NOBODY: frozenset[int] = frozenset()

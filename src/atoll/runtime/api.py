@@ -1,7 +1,7 @@
 """Interface: what programs (blocking) and actors (async) may ask of the world they run in.
 
 A program holds a `Node`, an actor a `Runtime`; both exist in real time (`runtime/real.py`) and in virtual time
-(`group/virtual.py`, `sim/aio.py`). `here()` is the node of the calling thread, so that `atoll.join` finds its world.
+(`group/virtual/`, `sim/aio.py`). `here()` is the node of the calling thread, so that `atoll.join` finds its world.
 """
 
 import threading

@@ -69,15 +69,26 @@ class Activity:
 class _Component:
     """Activities whose rates depend on each other, as they have been since `since_ns`."""
 
-    __slots__ = ("activities", "since_ns", "token")
+    __slots__ = ("activities", "end", "since_ns")
 
     def __init__(self, activities: list[Activity], since_ns: int) -> None:
         self.activities, self.since_ns = activities, since_ns
-        self.token: int | None = None  # of the event at the first end among them
+        self.end: _End | None = None  # the first among them
+
+
+class _End:
+    """The moment at which components that were solved together have their first end: one event for all of them."""
+
+    __slots__ = ("components", "left", "token")
+
+    def __init__(self) -> None:
+        self.components: list[_Component] = []
+        self.left = 0  # those that have not been solved anew since
+        self.token = 0
 
 
 class Fluid:
-    """The activities of a world and what they share. Those of one component that end together do so as they began."""
+    """The activities of a world and what they share. Those that end together do so as they began."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -231,8 +242,11 @@ class Fluid:
             activity._left = left if left > 0 else 0.0
             activity._component = None
             self._loose[activity] = None
-        if component.token is not None:
-            self.loop.cancel(component.token)
+        if (end := component.end) is not None:
+            component.end = None
+            end.left -= 1
+            if not end.left:
+                self.loop.cancel(end.token)
 
     def _leave(self, activity: Activity) -> None:
         del self._loose[activity]
@@ -261,6 +275,7 @@ class Fluid:
         key = tuple([activity.demand.number for activity in loose])
         found, parts = self._solved.get(key) or self._solve(key, loose)
         now_ns = self.loop.now_ns
+        ends: dict[int, _End] = {}
         for part in parts:
             component = _Component([loose[i] for i in part], now_ns)
             first_s = inf
@@ -271,7 +286,14 @@ class Fluid:
                 elif not activity._left:
                     first_s = 0.0
             if first_s * 1e9 < FOREVER_NS:
-                component.token = self.loop.post(round(first_s * 1e9), self._complete, component)
+                after_ns = round(first_s * 1e9)
+                end = ends.get(after_ns)
+                if end is None:
+                    end = ends[after_ns] = _End()
+                    end.token = self.loop.post(after_ns, self._complete, end)
+                component.end = end
+                end.components.append(component)
+                end.left += 1
 
     def _solve(self, key: tuple[int, ...], loose: list[Activity]) -> tuple[list[float], list[list[int]]]:
         demands = [activity.demand for activity in loose]
@@ -288,16 +310,21 @@ class Fluid:
         self._solved.clear()
         self._remembered = 0
 
-    def _complete(self, component: _Component) -> None:
+    def _complete(self, end: _End) -> None:
         """End all that has less left than half a unit, or than a nanosecond takes."""
-        component.token = None
-        self._dissolve(component)
-        ended = [a for a in component.activities if a._left < 0.5 or a._left * 1e9 <= a._rate]
-        for activity in ended:
-            activity._left = 0.0
-            self._leave(activity)
-        if len(ended) < len(component.activities):
-            self._settle_soon()
+        ended: list[Activity] = []
+        for component in end.components:
+            if component.end is not end:
+                continue  # solved anew meanwhile
+            component.end = None
+            self._dissolve(component)
+            few = [a for a in component.activities if a._left < 0.5 or a._left * 1e9 <= a._rate]
+            for activity in few:
+                activity._left = 0.0
+                self._leave(activity)
+            if len(few) < len(component.activities):
+                self._settle_soon()
+            ended += few
         for activity in sorted(ended, key=_number) if len(ended) > 1 else ended:
             activity._done()
 

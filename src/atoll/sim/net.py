@@ -9,7 +9,7 @@ from math import inf, prod, sqrt
 
 from atoll.errors import InvalidConfig, InvalidData
 from atoll.fabric import Fabric, Link, Route
-from atoll.sim.fluid import Activity, Fluid, Resource, Usage
+from atoll.sim.fluid import Activity, Demand, Fluid, Resource, Usage
 from atoll.sim.loop import Loop
 
 SMALL_BYTES = 16 * 1024
@@ -47,36 +47,68 @@ IDEAL = Tcp(window_bytes=inf, efficiency=1.0)
 class _Way:
     """All that messages of one source, target, flow number and count of streams have in common."""
 
-    __slots__ = ("demand", "final_cap", "first_cap", "full", "latency_ns", "resources", "rtt_s")
+    __slots__ = ("_demand", "final_cap", "first_cap", "fluid", "full", "latency_ns", "resources", "rtt_ns", "streams")
 
     def __init__(self, network: "Network", route: Route, rtt_s: float, streams: int) -> None:
-        tcp, fluid = network.tcp, network.fluid
+        tcp = network.tcp
         loss = 1 - prod(1 - link.loss for link in route)
         self.latency_ns = round(_latency_s(route) * 1e9)
-        self.resources = [network.resources[link] for link in route]
-        self.rtt_s = rtt_s
+        self.resources = [network.resource(link) for link in route]
+        self.rtt_ns = round(rtt_s * 1e9)
         self.final_cap = streams * tcp.bound(rtt_s, loss)
         self.first_cap = inf
         if tcp.slow_start and rtt_s:
             self.first_cap = streams * INITIAL_WINDOW * tcp.segment_bytes / rtt_s
         self.full = min((link.bytes_per_s for link in route), default=inf)
-        cap = min(self.first_cap, self.final_cap)
-        self.demand = fluid.demand(dict.fromkeys(self.resources, 1.0), weight=streams, cap=cap) if route else None
+        self.fluid, self.streams = network.fluid, streams
+        self._demand: Demand | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Does it lead anywhere? To oneself nothing takes any time."""
+        return bool(self.resources)
+
+    def demand(self) -> Demand:
+        """Of a large message; many ways carry small ones only."""
+        if self._demand is None:
+            cap = min(self.first_cap, self.final_cap)
+            self._demand = self.fluid.demand(dict.fromkeys(self.resources, 1.0), weight=self.streams, cap=cap)
+        return self._demand
+
+    def bottleneck(self) -> float:
+        """Bytes per second that its narrowest link has now; 0: one is down."""
+        return min([resource.capacity for resource in self.resources], default=inf)
+
+
+class Sink:
+    """What hears of a message before it arrives."""
+
+    __slots__ = ()
+
+    def sent(self, latency_ns: int) -> None:
+        """The last byte has left, and arrives so much later."""
+        raise NotImplementedError
 
 
 class Flow:
     """A message on its way."""
 
-    __slots__ = ("_activity", "_cap", "_done", "_growth", "_network", "_token", "_way", "nbytes", "source", "target")
+    __slots__ = (
+        "_activity",
+        "_cap",
+        "_done",
+        "_grows_ns",
+        "_growth",
+        "_network",
+        "_token",
+        "_way",
+        "nbytes",
+        "source",
+        "target",
+    )  # fmt: skip
 
     def __init__(
-        self,
-        network: "Network",
-        way: _Way,
-        source: str,
-        target: str,
-        nbytes: int,
-        done: "Callable[[], object] | _Batch",
+        self, network: "Network", way: _Way, source: str, target: str, nbytes: int, done: Callable[[], object] | Sink
     ) -> None:
         self.source, self.target, self.nbytes = source, target, nbytes
         self._network, self._way, self._done = network, way, done
@@ -84,6 +116,7 @@ class Flow:
         self._token: int | None = None  # of its arrival
         self._growth: int | None = None  # of its next step in slow start
         self._cap = way.first_cap
+        self._grows_ns = network.loop.now_ns + way.rtt_ns
 
     def _sent(self) -> None:
         """The last byte has left."""
@@ -92,7 +125,7 @@ class Flow:
         if self._growth is not None:
             network.loop.cancel(self._growth)
             self._growth = None
-        if isinstance(self._done, _Batch):
+        if isinstance(self._done, Sink):
             del network._live[self]
             self._done.sent(self._way.latency_ns)
         else:
@@ -100,7 +133,7 @@ class Flow:
 
     def _arrived(self) -> None:
         del self._network._live[self]
-        if isinstance(self._done, _Batch):
+        if isinstance(self._done, Sink):
             self._done.sent(0)
         else:
             self._done()
@@ -111,14 +144,15 @@ class Flow:
         self._growth = None
         self._cap *= 2
         way, network = self._way, self._network
+        self._grows_ns = network.loop.now_ns + way.rtt_ns
         if self._cap < min(way.full, way.final_cap):
-            self._growth = network.loop.post(round(way.rtt_s * 1e9), self._grow)
+            self._growth = network.loop.post(way.rtt_ns, self._grow)
             network.fluid.set_cap(self._activity, self._cap)
         else:
             network.fluid.set_cap(self._activity, way.final_cap)
 
 
-class _Batch:
+class _Batch(Sink):
     """Messages of which only the last arrival matters."""
 
     __slots__ = ("done", "last_ns", "left", "loop")
@@ -144,14 +178,24 @@ class Network:
         self._ways: dict[tuple[str, str, int, int], _Way] = {}
         self._live: dict[Flow, None] = {}
         for link in fabric.links.values():
-            self.resources[link] = self.fluid.resource(link.name, link.bytes_per_s * tcp.efficiency)
+            self.resource(link)
+
+    def resource(self, link: Link) -> Resource:
+        """What stands for `link` among all that is shared. One added to the fabric since is good for new ways."""
+        resource = self.resources.get(link)
+        if resource is None:
+            resource = self.fluid.resource(link.name, link.bytes_per_s * self.tcp.efficiency)
+            self.resources[link] = resource
+        return resource
 
     def send(
         self, source: str, target: str, nbytes: int, done: Callable[[], object], *, streams: int = 1, flow: int = 0
     ) -> Flow:
         """Call `done` when `nbytes` have arrived. `streams` side by side have as many shares and bounds of TCP; `flow`
         chooses among equal routes. InvalidData: no route, or a number out of range."""
-        return self._send(source, target, nbytes, done, streams, flow)
+        sent = Flow(self, self.way(source, target, streams, flow), source, target, nbytes, done)
+        self._send(sent)
+        return sent
 
     def send_all(
         self, messages: Iterable[tuple[str, str, int]], done: Callable[[], object], *, streams: int = 1, flow: int = 0
@@ -161,7 +205,11 @@ class Network:
         batch = _Batch(self.loop, len(messages), done)
         if not messages:
             self.loop.post(0, done)
-        return [self._send(source, target, nbytes, batch, streams, flow) for source, target, nbytes in messages]
+        flows = []
+        for source, target, nbytes in messages:
+            flows.append(Flow(self, self.way(source, target, streams, flow), source, target, nbytes, batch))
+            self._send(flows[-1])
+        return flows
 
     def abort(self, flow: Flow) -> None:
         """Forget a message on its way; one that has arrived is left as it is."""
@@ -183,40 +231,57 @@ class Network:
 
     def set_link(self, link: Link, bytes_per_s: float) -> None:
         """From now on: 0 is down (who is on it waits), `link.bytes_per_s` as built. InvalidData: negative, NaN."""
-        self.fluid.set_capacity(self.resources[link], bytes_per_s * self.tcp.efficiency)
+        self.fluid.set_capacity(self.resource(link), bytes_per_s * self.tcp.efficiency)
 
     def usage(self, link: Link) -> Usage:
         """Payload bytes that `link` has carried; small messages count from when they are sent."""
-        return self.fluid.usage(self.resources[link])
+        return self.fluid.usage(self.resource(link))
+
+    def up(self, source: str, target: str) -> bool:
+        """Has every link on that way some capacity now? InvalidData: there is no way."""
+        return self.way(source, target).bottleneck() > 0
+
+    def latency_s(self, source: str, target: str) -> float:
+        """Of that way. InvalidData: there is none."""
+        return self.way(source, target).latency_ns / 1e9
 
     def flows(self) -> list[Flow]:
         """Those on their way, oldest first."""
         return list(self._live)
 
-    def _send(
-        self, source: str, target: str, nbytes: int, done: Callable[[], object] | _Batch, streams: int, number: int
-    ) -> Flow:
-        way = self._ways.get((source, target, number, streams)) or self._find(source, target, number, streams)
-        flow = Flow(self, way, source, target, nbytes, done)
-        if nbytes >= SMALL_BYTES and way.demand is not None:
-            flow._activity = self.fluid.start_on(way.demand, nbytes, flow._sent)
-            if way.first_cap < min(way.full, way.final_cap):
-                flow._growth = self.loop.post(round(way.rtt_s * 1e9), flow._grow)
-        else:
-            self._send_small(flow)
-        self._live[flow] = None
-        return flow
+    # -- for streams ---------------------------------------------------------------------------------------------------
 
-    def _send_small(self, flow: Flow) -> None:
+    def way(self, source: str, target: str, streams: int = 1, flow: int = 0) -> _Way:
+        """What messages of this kind have in common."""
+        key = source, target, flow, streams
+        return self._ways.get(key) or self._find(*key)
+
+    def launch(self, flow: Flow) -> None:
+        """It begins to leave, at the rate that others leave it."""
         way = flow._way
+        flow._activity = self.fluid.start_on(way.demand(), flow.nbytes or 1, flow._sent)
+        self._live[flow] = None
+        if flow._cap > way.first_cap:  # its stream has done a part of slow start
+            self.fluid.set_cap(flow._activity, min(flow._cap, way.final_cap))
+        if flow._cap < min(way.full, way.final_cap):
+            flow._growth = self.loop.post(max(0, flow._grows_ns - self.loop.now_ns), flow._grow)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _send(self, flow: Flow) -> None:
+        way = flow._way
+        if flow.nbytes >= SMALL_BYTES and way.shared:
+            self.launch(flow)
+            return
         if not 0 <= flow.nbytes < inf:
             raise InvalidData(f"a message of {flow.nbytes} bytes from {flow.source!r}: it must have at least 0")
-        bottleneck = min([resource.capacity for resource in way.resources], default=inf)
-        if not bottleneck and way.demand is not None:  # wait until the link is up again
-            flow._activity = self.fluid.start_on(way.demand, max(1, flow.nbytes), flow._sent)
+        bottleneck = way.bottleneck()
+        if not bottleneck:  # wait until the link is up again
+            self.launch(flow)
             return
         for resource in way.resources:
             self.fluid.credit(resource, flow.nbytes)
+        self._live[flow] = None
         flow._token = self.loop.post(way.latency_ns + round(flow.nbytes / bottleneck * 1e9), flow._arrived)
 
     def _find(self, source: str, target: str, number: int, streams: int) -> _Way:

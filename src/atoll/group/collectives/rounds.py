@@ -64,6 +64,16 @@ def value_of_votes(ticket: Ticket, payloads: tuple[bytes, ...], dtype: np.dtype[
             return combined(rows, ticket.op)
 
 
+def lanes_of(nbytes: int, block: int) -> int:
+    """In how many blocks of about `block` so much is cut."""
+    return max(1, min(-(-nbytes // block), max(MANY, -(-nbytes // (2 * block)))))
+
+
+def chunked(size: int, world: int, lanes: int) -> list[slice]:
+    """The pieces of a tensor of `size` elements: `world` chunks, each in `lanes`."""
+    return [piece for chunk in cut(0, size, world) for piece in cut(chunk.start, chunk.stop, lanes)]
+
+
 def encoded_counts(counts: list[int]) -> bytes:
     """How many elements we give each rank, as a vote carries it."""
     return msgspec.msgpack.encode(counts)
@@ -230,8 +240,7 @@ class _Rounds:
 
     def lanes(self, nbytes: int) -> int:
         """In how many blocks so much is cut."""
-        block = self.ticket.block
-        return max(1, min(-(-nbytes // block), max(MANY, -(-nbytes // (2 * block)))))
+        return lanes_of(nbytes, self.ticket.block)
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -245,17 +254,14 @@ class _Rounds:
     def reducing(self, make: Any, result: Array) -> Execution:
         source: Array = self.ticket.tensor
         lanes = self.lanes(-(-source.nbytes // self.world))
-        return self.over(make(self.rank, self.world, lanes), source, result, self.pieces(source.size, lanes))
+        return self.over(make(self.rank, self.world, lanes), source, result, chunked(source.size, self.world, lanes))
 
     def gathering(self, make: Any, result: Array) -> Execution:
         source: Array = self.ticket.tensor
         result[self.rank * source.size : (self.rank + 1) * source.size] = source
         lanes = self.lanes(source.nbytes)
-        pieces = [p for r in range(self.world) for p in cut(r * source.size, (r + 1) * source.size, lanes)]
+        pieces = chunked(source.size * self.world, self.world, lanes)
         return self.over(make(self.rank, self.world, lanes), result, result, pieces, op="")
-
-    def pieces(self, size: int, lanes: int) -> list[slice]:
-        return [p for chunk in cut(0, size, self.world) for p in cut(chunk.start, chunk.stop, lanes)]
 
     def over(
         self, steps: Schedule, source: Array, result: Array, pieces: list[slice], op: str | None = None

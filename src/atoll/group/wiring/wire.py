@@ -13,7 +13,6 @@ from atoll.errors import AtollError, InvalidConfig, MasterLost, ProtocolError
 from atoll.group import messages
 from atoll.group.api import (
     LARGEST_FRAME,
-    DataOverdue,
     MasterAway,
     MasterBack,
     MasterGone,
@@ -25,6 +24,7 @@ from atoll.group.collectives.execution import SHARD_BYTES
 from atoll.group.legality import wrong_with
 from atoll.group.messages import Establish, Seat, Status, ToMaster, Welcome
 from atoll.group.peer import Peer
+from atoll.group.progress import STALL_S, Progress
 from atoll.group.station import Station, Take
 from atoll.group.wiring.helper import Helper
 from atoll.group.wiring.links import CONNECTIONS, MOST_CONNECTIONS, Links
@@ -40,10 +40,6 @@ from atoll.version import VERSION
 
 log = logging.getLogger("atoll.group")
 
-STALL_S: Final = 10.0
-"""A data phase in which no byte comes for so long has a broken link."""
-_FRAMES_AWAITED: Final = 4
-_SLOWEST: Final = 10e3
 _CHECK_S: Final = 1.0
 _DIAL_S: Final = 3.0
 RECONNECT_S: Final = 30.0
@@ -135,8 +131,7 @@ class Wire:
         self._net.add(self._control, self._master_said, self._master_gone)
         self._net.expect_greeting(self._control)
         self._corked = False
-        self._seen = (0, 0)
-        self._moved_at = time.monotonic()
+        self._progress = Progress(self._station, time.monotonic())
         self._search = Search(self._net, masters, reconnect_s, self._master_found, self._master_ended)
         self._helper = Helper(there, guard) if start_helper else None
         self._net.after(_CHECK_S, self._check)
@@ -191,24 +186,12 @@ class Wire:
 
     def _check(self) -> None:
         """Once a second: does data move, does the helper live?"""
-        now, station = time.monotonic(), self._station
-        seen = station.frames, self._links.received()
-        if not station.runs or seen != self._seen:
-            self._moved_at, self._seen = now, seen
-        elif now - self._moved_at > (patience_s := self._patience_s()):
-            self._moved_at = now
-            awaited = tuple(sorted(station.awaited()))
-            why = f"no data for {patience_s:.0f} s"
-            self._feed(DataOverdue(station.epoch, why, awaited, station.received()))
+        overdue = self._progress.look(time.monotonic(), self._links.received(), STALL_S)
+        if overdue is not None:
+            self._feed(overdue)
         if self._helper:
             self._helper.keep()
         self._net.after(_CHECK_S, self._check)
-
-    def _patience_s(self) -> float:
-        """More on slow links, where a peer in the middle of a ring may wait for others' frames."""
-        views = self._peer.views
-        slowest = views[-1].pace.any_bytes_per_s if views else 0.0
-        return STALL_S + (_FRAMES_AWAITED * LARGEST_FRAME / max(slowest, _SLOWEST) if slowest else 0.0)
 
     # -- master ----------------------------------------------------------------------------------------------------
 
