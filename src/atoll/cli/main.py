@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "master": ("atoll.cli.master", "run the master that peers join"),
     "status": ("atoll.cli.status", "show who is in a group, and how it fares"),
     "doctor": ("atoll.cli.doctor", "tell what this machine can do"),
+    "sim": ("atoll.cli.sim.main", "tell what would happen on computers you don't have"),
     "systems": ("atoll.cli.systems", "list the published systems and what works of them"),
     "reproduce": ("atoll.cli.reproduce", "run the claims of a published system on this machine"),
 }

@@ -1,0 +1,1 @@
+"""Driver: `atoll sim`: what would happen."""
