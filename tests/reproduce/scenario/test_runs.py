@@ -217,5 +217,5 @@ def test_a_shipped_scenario_runs_at_its_full_size(name: str) -> None:
     assert all(result.sound for result in results.values())
     if name == "diloco-wan":
         diloco, ddp = results.values()
-        assert diloco.seconds < ddp.seconds / 5
-        assert value(diloco, "loss") < value(ddp, "loss") + 0.3
+        assert value(diloco, "steps") > 10 * value(ddp, "steps")
+        assert value(diloco, "loss") < value(ddp, "loss") - 0.3
