@@ -18,9 +18,9 @@ from atoll.group.api import (
     Close,
     DataDone,
     Finish,
+    Know,
     LinkDown,
     LinkUp,
-    MasterGone,
     Measure,
     Measured,
     Relink,
@@ -152,6 +152,8 @@ class World:
         self.now = 0.0
         self.events: deque[tuple[Any, tuple[Any, ...]]] = deque()
         self.open = {*HONEST, MEMBER, *STRANGERS}
+        self.ids: dict[int, int] = {}
+        """Of those who have said hello, by connection."""
         self.reached = True
         """Can the honest reach who is none of them?"""
         for member in self.honest.values():
@@ -172,7 +174,7 @@ class World:
             fn(*args)
 
     def dial(self, epoch: int, who: int, other: int) -> LinkUp | LinkDown:
-        up = other in self.honest or (self.reached and other in self.open)
+        up = other in self.honest or (self.reached and other in map(self.ids.get, self.open))
         return (
             LinkUp(epoch, other, 1e-3, "TCP")
             if up
@@ -181,8 +183,10 @@ class World:
 
     def to_master(self, who: int, event: Any) -> None:
         self.now += 1e-3
-        for action in self.master.handle(who, event, self.now):
+        for action in self.master.handle(self.ids.get(who, -who), event, self.now):
             match action:
+                case Know(number, ident):
+                    self.ids[-number] = ident
                 case Say(to, message):
                     body = messages.encode(message)
                     assert len(body) <= LARGEST_CONTROL, f"{type(message).__name__} of {len(body)} bytes"
@@ -192,9 +196,7 @@ class World:
                         self.post(self.honest[to].feed, heard)
                 case Close(gone):
                     assert gone not in self.honest, "an honest member's connection is closed"
-                    self.open.discard(gone)
-                    if gone in self.honest:
-                        self.post(self.honest[gone].feed, MasterGone("closed"))
+                    self.open -= {who for who in self.open if self.ids.get(who, -who) == gone}
 
     def spared(self, message: Any) -> None:
         """An honest peer is never told to go."""
@@ -243,7 +245,7 @@ class World:
         assert len(master.losses) <= LOSSES_KEPT
         for pair in [*master.links._trips, *master.links._rates, *master.links.breaks._troubles]:
             assert set(pair) <= members
-        assert members <= {*HONEST, MEMBER, *STRANGERS}
+        assert members <= set(self.ids.values())
 
     def end(self) -> None:
         """The strangers leave, the rest goes on."""

@@ -51,6 +51,7 @@ RING: Final = (1, 2, 3)
 WORDS, ANSWER, FRAME, DUE, LINK = range(5)
 MOST_CALLS: Final = 60
 MOST_RECORDS: Final = 120
+LAST_EPOCH: Final = (1 << 64) - 1
 MOST_DUE, LARGEST_DUE = 16, 1 << 16
 
 
@@ -239,7 +240,7 @@ class World:
 
     def establish(self) -> None:
         seats = tuple(Seat(i, "127.0.0.1", i) for i in RING)
-        self.say(Establish(max(self.epoch, 0) + 1, seats, b"key"))
+        self.say(Establish(min(max(self.epoch, 0) + 1, LAST_EPOCH), seats, b"key"))
 
     def open(self) -> None:
         self.establish()

@@ -83,6 +83,7 @@ class Error:
             "bf16": size * 2.0**-8,
             "uint8": 2 * size / 510,  # half of one of 255 steps from -size to size
             "uint8-zero": 2 * size / 510,
+            "e3m0": size * (1 - 2.0**-0.5) * (1 + 1e-6),  # from the largest that is nearer to 1 than to a half by ratio
             "int4": size / 7 * (1 + 1 / 128) / 2,  # half of a scale that was rounded up
         }[self.codec]
         if self.codec is not None:

@@ -8,21 +8,26 @@ import pytest
 
 import atoll
 from atoll.errors import Expelled, PeerLost
+from atoll.group.membership import stalls as stalls_module
+from atoll.group.membership.master import Master
 from atoll.group.membership.stalls import BLAME_S, DEAF, SILENT, Stalls
 from atoll.group.messages import Stalled
 from atoll.group.wiring import wire as wire_module
+from atoll.reproduce.threads import run_peers
 
 RING = (1, 2, 3, 4)
 
 
-def blamed(*said: tuple[int, int, int], stalls: Stalls | None = None) -> dict[int, str]:
+def blamed(
+    *said: tuple[int, int, int], stalls: Stalls | None = None, done: tuple[int, ...] = ()
+) -> dict[int, str] | None:
     """Each: who, for whom it waits, how much it has."""
     stalls = stalls or Stalls()
     for who, awaited, received in said:
         stalls.note(who, Stalled(1, "no data", (awaited,), received), 0.0)
     assert not stalls.due(BLAME_S - 0.1)
     assert stalls.due(BLAME_S)
-    found = stalls.to_blame(RING)
+    found = stalls.to_blame(RING, set(done))
     stalls.clear()
     assert not stalls.due(BLAME_S)
     return found
@@ -30,6 +35,12 @@ def blamed(*said: tuple[int, int, int], stalls: Stalls | None = None) -> dict[in
 
 def test_who_is_waited_for_and_waits_for_nobody_is_silent() -> None:
     assert blamed((1, 4, 0), (2, 1, 0), (4, 3, 0)) == {3: SILENT}
+
+
+def test_as_long_as_somebody_gets_on_nobody_is_blamed() -> None:
+    assert blamed((1, 4, 0)) is None
+    assert blamed((1, 4, 0), (2, 4, 0)) is None
+    assert blamed((1, 4, 0), (2, 4, 0), done=(3,)) == {4: SILENT}
 
 
 def test_where_all_wait_it_is_whom_the_one_with_the_least_waits_for() -> None:
@@ -42,14 +53,18 @@ def test_where_nobody_has_less_than_all_others_nobody_is_blamed() -> None:
 
 def test_one_alone_that_accuses_again_and_again_goes_itself() -> None:
     stalls = Stalls()
-    assert blamed((1, 4, 0), stalls=stalls) == {4: SILENT}
-    assert blamed((1, 3, 0), stalls=stalls) == {1: DEAF}
+    assert blamed((1, 4, 0), stalls=stalls, done=(2, 3)) == {4: SILENT}
+    assert blamed((1, 3, 0), stalls=stalls, done=(2, 4)) == {1: DEAF}
+
+
+def test_one_alone_that_accuses_who_is_done_goes_itself() -> None:
+    assert blamed((1, 4, 0), done=(2, 3, 4)) == {1: DEAF}
 
 
 def test_several_that_wait_for_one_are_believed() -> None:
     stalls = Stalls()
-    assert blamed((1, 4, 0), (2, 4, 0), stalls=stalls) == {4: SILENT}
-    assert blamed((1, 3, 0), (2, 3, 0), stalls=stalls) == {3: SILENT}
+    assert blamed((1, 4, 0), (2, 4, 0), stalls=stalls, done=(3,)) == {4: SILENT}
+    assert blamed((1, 3, 0), (2, 3, 0), stalls=stalls, done=(4,)) == {3: SILENT}
 
 
 def test_a_peer_that_votes_but_sends_nothing_is_expelled_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +100,41 @@ def test_a_peer_that_votes_but_sends_nothing_is_expelled_by_name(monkeypatch: py
     assert said["mute"] == f"the group went on without this peer: {SILENT}"
     for name in ("anna", "bob", "dora"):
         assert said[name].startswith(f"lost mute ({SILENT})"), said
+
+
+@pytest.mark.parametrize("what", ["small", "large", "send"])
+def test_one_that_comes_late_costs_nobody_anything(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who hasn't voted yet, or called `send`, owes no data however long the others wait."""
+    monkeypatch.setattr(wire_module, "STALL_S", 0.3)
+    monkeypatch.setattr(wire_module, "_CHECK_S", 0.1)
+    monkeypatch.setattr(stalls_module, "BLAME_S", 0.3)
+    waiting, told = threading.Barrier(3), threading.Event()
+
+    def peer(group: atoll.Group) -> float:
+        x = np.ones(4000 if what == "small" else 1 << 18, np.float32)
+        waiting.wait(20.0)
+        if group.rank == 1:
+            assert told.wait(20.0)
+        if what != "send":
+            group.all_reduce(x, "sum")
+        elif group.rank == 0:
+            group.recv(x, 1)
+        elif group.rank == 1:
+            group.send(x + 1, 0)
+        group.barrier()
+        return float(x[0])
+
+    said: list[float] = []
+    note = Master._on_stalled
+
+    def hear(master: Master, who: int, event: Stalled) -> None:
+        note(master, who, event)
+        said.append(master._now)
+        if said[-1] - said[0] > 1.5:
+            told.set()
+
+    monkeypatch.setattr(Master, "_on_stalled", hear)
+    if what == "large":
+        threading.Timer(2.0, told.set).start()  # waits for votes, not for data: nobody says anything
+    found = run_peers(3, peer)
+    assert found == ([2.0, 1.0, 1.0] if what == "send" else [3.0] * 3)

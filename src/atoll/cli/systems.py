@@ -10,12 +10,13 @@ from rich.text import Text
 
 from atoll.cli.output import say
 from atoll.config import parse
-from atoll.reproduce.systems import SYSTEMS
+from atoll.reproduce.systems import PARTS, SYSTEMS
 
 
 @dataclass(frozen=True)
 class SystemsSettings:
-    """The published systems atoll is made of: where each lives, what it gives, how far it is."""
+    """The published systems atoll is made of, and below them what several share: where each lives, what it gives, how
+    far it is."""
 
     json: bool = False
     """One JSON object per system."""
@@ -36,6 +37,9 @@ def main(argv: list[str]) -> int:
     colours = {"works": "green", "partly": "yellow", "planned": "dim"}
     for system in SYSTEMS:
         table.add_row(system.slug, Text(system.status, style=colours[system.status]), system.room, system.what)
+    table.add_section()
+    for part in PARTS:
+        table.add_row(part.slug, Text(part.status, style=colours[part.status]), part.room, part.what)
     console = Console()
     console.print(table)
     counts = {status: sum(s.status == status for s in SYSTEMS) for status in colours}

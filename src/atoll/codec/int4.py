@@ -10,6 +10,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 
+from atoll.codec import rows
 from atoll.codec.api import Bytes, Floats
 from atoll.codec.chunk import BLOCK, blocks, blocks_as, largest, value_range
 from atoll.rng import stream
@@ -19,7 +20,7 @@ _MOST = 7
 _ZERO = 8  # the code of 0; code 0 is never written
 _PAIRS = np.stack([np.arange(256) % 16, np.arange(256) // 16], axis=1).astype(np.float32) - _ZERO  # by byte
 _LARGEST = largest(np.float32)
-_SCALE_BYTES = 2
+_SCALE = np.dtype(bfloat16)
 
 
 class Int4:
@@ -38,66 +39,41 @@ class Int4:
     hops = False
 
     def encoded_size(self, n: int) -> int:
-        return _SCALE_BYTES * -(-n // _ROW) + -(-n // 2)
+        return rows.encoded_size(n, _ROW, _SCALE)
 
     def encode(self, x: Floats, out: Bytes, seed: int | None = None) -> None:
         low, high = value_range(x, self.name)
         if max(-low, high) > _LARGEST:
             raise ValueError(f"{self.name} needs values of at most {_LARGEST:.4g} in size, the range of float32")
-        all_scales, all_pairs = _parts(out, len(x))
+        all_scales, all_pairs = rows.parts(out, len(x), _ROW, _SCALE)
         largest_scale = _largest_scale(x.dtype)
         random = None if seed is None else stream(seed, "codec", self.name)
         for block, values in blocks_as(np.float64 if x.dtype == np.float64 else np.float32, x):
-            rows = _padded(values).reshape(-1, _ROW)
-            scales = np.minimum(_scales(_peaks(rows)), largest_scale)
-            all_scales[_shared(block, _ROW)] = scales
-            rows /= np.where(scales > 0, scales, np.float32(1))[:, np.newaxis]  # a row without scale has only zeros
-            codes = rows.reshape(-1)
+            levels = rows.in_rows(values, _ROW)
+            scales = np.minimum(_scales(rows.peaks(levels)), largest_scale)
+            all_scales[rows.shared(block, _ROW)] = scales
+            levels /= np.where(scales > 0, scales, np.float32(1))[:, np.newaxis]  # a row without scale has only zeros
+            codes = levels.reshape(-1)
             if random is None:
                 np.rint(codes, out=codes)
                 codes += _ZERO
             else:
-                codes += _thresholds(random, len(codes))
+                codes += rows.uniform(random, len(codes)) + np.float32(_ZERO)  # and the fraction is cut off
                 np.clip(codes, _ZERO - _MOST, _ZERO + _MOST, out=codes)  # where the scale was rounded down
-            pairs = all_pairs[_shared(block, 2)]
-            pairs[:] = _packed(codes)[: len(pairs)]
+            pairs = all_pairs[rows.shared(block, 2)]
+            pairs[:] = rows.packed(codes.astype(np.uint8))[: len(pairs)]
 
     def decode(self, buffer: Bytes, out: Floats) -> None:
-        all_scales, all_pairs = _parts(buffer, len(out))
+        all_scales, all_pairs = rows.parts(buffer, len(out), _ROW, _SCALE)
         scratch = np.empty((min(len(all_pairs), BLOCK // 2), 2), np.float32)
         with np.errstate(all="ignore"):  # scales that no encoder wrote
             for block in blocks(len(out)):
-                pairs = all_pairs[_shared(block, 2)]
+                pairs = all_pairs[rows.shared(block, 2)]
                 np.take(_PAIRS, pairs, axis=0, out=scratch[: len(pairs)], mode="clip")  # "raise" would buffer `out`
                 values = scratch.reshape(-1)[: block.stop - block.start]
-                scales = all_scales[_shared(block, _ROW)].astype(np.float32)
+                scales = all_scales[rows.shared(block, _ROW)].astype(np.float32)
                 values *= np.repeat(scales, _ROW)[: len(values)]
                 np.copyto(out[block], values, casting="unsafe")
-
-
-def _parts(buffer: Bytes, n: int) -> tuple[NDArray[Any], Bytes]:
-    """Views of the scales and of the pairs of `n` elements."""
-    at = _SCALE_BYTES * -(-n // _ROW)
-    return buffer[:at].view(bfloat16), buffer[at:]
-
-
-def _shared(block: slice, by: int) -> slice:
-    """Where a block's part lies in an array with one entry for each `by` elements."""
-    return slice(block.start // by, -(-block.stop // by))
-
-
-def _padded(values: NDArray[Any]) -> NDArray[Any]:
-    """With zeros up to a whole row."""
-    missing = -len(values) % _ROW
-    return np.concatenate([values, np.zeros(missing, values.dtype)]) if missing else values
-
-
-def _peaks(rows: NDArray[Any]) -> NDArray[Any]:
-    """The largest size in each row; halving whole arrays is several times faster than `max(axis=1)`."""
-    peaks: NDArray[Any] = np.abs(rows).reshape(-1)
-    while len(peaks) > len(rows):
-        peaks = np.maximum(peaks[::2], peaks[1::2])
-    return peaks
 
 
 def _scales(peaks: NDArray[Any]) -> NDArray[np.float32]:
@@ -111,18 +87,3 @@ def _largest_scale(dtype: np.dtype[Any]) -> float:
     """The largest bfloat16 that 7 times are still a finite number of that type."""
     seventh = np.array([min(largest(dtype), _LARGEST) / _MOST], np.float32)
     return float((seventh.view(np.uint32) & 0xFFFF0000).view(np.float32)[0])
-
-
-def _thresholds(random: np.random.Generator, n: int) -> NDArray[np.float32]:
-    """The middles of 65,536 equal parts of 8 to 9: what is added before the fraction is cut off."""
-    words = random.bit_generator.random_raw(-(-n // 4)).astype("<u8", copy=False)
-    draws = words.view("<u2")[:n].astype(np.float32)
-    draws *= np.float32(2**-16)
-    draws += np.float32(_ZERO + 2**-17)
-    return draws
-
-
-def _packed(codes: NDArray[Any]) -> Bytes:
-    """Two a byte, after cutting off fractions."""
-    pairs: NDArray[np.uint16] = codes.astype(np.uint8).view("<u2")
-    return (pairs | pairs >> 4).astype(np.uint8)

@@ -22,7 +22,7 @@ class Progress:
     def look(self, now: float, received: int, stall_s: float = STALL_S) -> DataOverdue | None:
         """To be called about once a second; `received`: bytes that have come over links that stand now."""
         station = self._station
-        seen = station.frames, received
+        seen = station.progress, received
         if not station.runs or seen != self._seen:
             self._moved_at, self._seen = now, seen
             return None

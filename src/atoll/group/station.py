@@ -94,8 +94,8 @@ class Station:
         self.peer, self.carrier, self._shard_bytes = peer, carrier, shard_bytes
         self.epoch = 0
         self.runs: dict[RunKey, Run] = {}
-        self.frames = 0
-        """Data frames landed so far; while operations run and this stands still, nothing moves."""
+        self.progress = 0
+        """Data phases begun and frames landed so far; while operations run and this stands still, nothing moves."""
         self.memory = Memory()
         self._newest_seq = 0
         self._started: Counter[Series] = Counter()
@@ -178,7 +178,7 @@ class Station:
 
     def landed(self, source: int, seq: int, word: int, data: memoryview) -> None:
         """A frame of member `source` is where `place` said."""
-        self.frames += 1
+        self.progress += 1
         unvoted = unvoted_parts(seq, source)
         run_key = _run_key(seq, unvoted)
         run = self.runs.get(run_key)
@@ -212,7 +212,7 @@ class Station:
         key = _frame_key(run, source, word)
         if not run.execution.fits(key, len(data)):
             return False
-        self.frames += 1
+        self.progress += 1
         self._go(run_key, run, lambda: run.execution.landed(key, data))
         return True
 
@@ -265,6 +265,7 @@ class Station:
             self._newest_seq = max(self._newest_seq, seq)
         else:
             self._started[unvoted[0]] = unvoted[1]
+        self.progress += 1
         try:
             run = self.runs[start.run] = Run(execution_for(start, self.memory, self._shard_bytes), start)
         except (ValueError, MemoryError, AtollError) as error:

@@ -22,11 +22,11 @@ class System:
 
 
 def by_slug(slug: str) -> System:
-    """The system of that name. Raises InvalidConfig, naming the nearest one."""
-    for system in SYSTEMS:
-        if system.slug == slug:
-            return system
-    near = get_close_matches(slug, [system.slug for system in SYSTEMS], n=1, cutoff=0)
+    """The system, or part, of that name. Raises InvalidConfig, naming the nearest one."""
+    known = {system.slug: system for system in (*SYSTEMS, *PARTS)}
+    if slug in known:
+        return known[slug]
+    near = get_close_matches(slug, known, n=1, cutoff=0)
     raise InvalidConfig(f"unknown system {slug!r}; the nearest is {near[0]!r}, `atoll systems` lists all")
 
 
@@ -39,6 +39,18 @@ def table_markdown() -> str:
         lines.append(f"| {name} | {system.what} | {system.room} | {module} | {system.status} |")
     return "\n".join(lines) + "\n"
 
+
+PARTS: tuple[System, ...] = (
+    System(
+        "simulator",
+        "The same world in virtual time",
+        "sim",
+        "Answers what would happen on machines and networks one does not have, by the code that runs for real.",
+        module="atoll.sim",
+        status="partly",
+    ),
+)
+"""Not a published system each, but what several of them share, and can be demonstrated like one."""
 
 SYSTEMS: tuple[System, ...] = (
     System(

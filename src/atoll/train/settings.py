@@ -32,8 +32,8 @@ class TrainSettings:
     """Local steps between exchanges (diloco)."""
     delay: Literal[0, 1] = 0
     """1: apply each exchange one exchange later, so that it travels while the next steps compute."""
-    codec: Literal["none", "bf16", "uint8", "uint8-zero", "int4"] = "none"
-    """How numbers travel: as they are, or in 2 bytes, or in 1."""
+    codec: Literal["none", "bf16", "uint8", "uint8-zero", "int4", "e3m0"] = "none"
+    """How numbers travel: as they are, in 2 bytes (bf16), in 1 (uint8), or in half a one (int4, e3m0)."""
     steps: int = 200
     """Local steps of each peer."""
     batch: int = 8

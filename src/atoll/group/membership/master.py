@@ -468,12 +468,21 @@ class Master:
     def _on_stalled(self, who: int, event: Stalled) -> None:
         if self.forming or event.epoch != self.epoch:
             return
-        self._reason = self._reason or f"{self.roster.members[who].name}: {event.why}"
-        self._stalls.note(who, event, self._now)
+        owed = self.votes.owed_to(who)  # who hasn't voted yet owes nothing
+        if awaited := tuple(i for i in event.awaited if i in owed):
+            self._stalls.note(who, Stalled(event.epoch, event.why, awaited, event.received), self._now)
 
     def _blame(self) -> None:
         """Data stands still, and all who wait for some have said so."""
-        if to_blame := self._stalls.to_blame(self.ring):
+        accusers, why = self._stalls.accusers, self._stalls.why
+        concerned = {*accusers}.union(*map(self.votes.owed_to, accusers))
+        ring = [i for i in self.ring if i in concerned]
+        to_blame = self._stalls.to_blame(ring, self.votes.done(ring))
+        self._stalls.clear()
+        if to_blame is None:
+            return
+        self._reason = self._reason or why
+        if to_blame:
             self._drop(to_blame)
         else:
             self._form(self.ring, opened=False)

@@ -139,6 +139,17 @@ class Votes:
                 return Misfits(misfits)
         return None
 
+    def owed_to(self, who: int) -> set[int]:
+        """Members whose data this one may be waiting for: those of operations that all have voted for."""
+        return {i for ballot in self._moving() if who in ballot.ring for i in ballot.ring} - {who}
+
+    def done(self, ring: Iterable[int]) -> set[int]:
+        """Members who have said that all their data has come."""
+        return set(ring) - {i for ballot in self._moving() for i in ballot.ring if i not in ballot.complete}
+
+    def _moving(self) -> list[Ballot]:
+        return [ballot for ballot in self.ballots.values() if ballot.commenced]
+
     def complete(self, who: int, said: Complete) -> Consequence:
         """A member's data phase is over."""
         op = next((op for op, b in self.ballots.items() if b.seq == said.seq and who in b.votes), None)

@@ -2,6 +2,7 @@
 the master."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
@@ -106,31 +107,37 @@ class Trouble:
         member = churn.pick()
         return None if member is None else (member, self._streets.places[member.name])
 
+    def _close(
+        self,
+        churn: Churn,
+        gate: Callable[[Place], Gate],
+        how: Callable[[Gate], None],
+        seconds_between: tuple[float, float],
+        what: str,
+        did: str,
+    ) -> str:
+        """Close a gate of somebody's for a while, unless another thing holds the group up just now."""
+        found = self._victim(churn)
+        if found is None or churn.held:
+            return ""
+        member, place = found
+        seconds = float(churn.dice.uniform(*seconds_between))
+        how(gate(place))
+        churn.hinder(member, seconds, gate(place).heal, hold=True)
+        churn.report.done[what] += 1
+        return f"{did} {member.name} for {seconds:.1f} s"
+
     # -- links between peers ------------------------------------------------------------------------------------------
 
     def stall_links(self, churn: Churn) -> str:
         """The links to a peer go dead without a word, and come back."""
-        found = self._victim(churn)
-        if found is None or churn.held:
-            return ""
-        member, place = found
-        seconds = float(churn.dice.uniform(0.3, 3.0))
-        place.data.stall()
-        churn.hinder(member, seconds, place.data.heal, hold=True)
-        churn.report.done["links stalled"] += 1
-        return f"stalled the links to {member.name} for {seconds:.1f} s"
+        return self._close(
+            churn, lambda place: place.data, Gate.stall, (0.3, 3.0), "links stalled", "stalled the links to"
+        )
 
     def refuse_links(self, churn: Churn) -> str:
         """The links to a peer break, and for a while it can't be reached."""
-        found = self._victim(churn)
-        if found is None or churn.held:
-            return ""
-        member, place = found
-        seconds = float(churn.dice.uniform(0.1, 3.0))
-        place.data.refuse()
-        churn.hinder(member, seconds, place.data.heal, hold=True)
-        churn.report.done["links cut"] += 1
-        return f"cut the links to {member.name} for {seconds:.1f} s"
+        return self._close(churn, lambda place: place.data, Gate.refuse, (0.1, 3.0), "links cut", "cut the links to")
 
     def reset_links(self, churn: Churn) -> str:
         """The links to a peer break; new ones are welcome."""
@@ -157,15 +164,7 @@ class Trouble:
 
     def silence(self, churn: Churn) -> str:
         """Nothing gets from a peer to the master or back: it is lost, and comes again."""
-        found = self._victim(churn)
-        if found is None or churn.held:
-            return ""
-        member, place = found
-        seconds = float(churn.dice.uniform(0.3, 6.0))
-        place.master.stall()
-        churn.hinder(member, seconds, place.master.heal, hold=True)
-        churn.report.done["silenced"] += 1
-        return f"silenced {member.name} for {seconds:.1f} s"
+        return self._close(churn, lambda place: place.master, Gate.stall, (0.3, 6.0), "silenced", "silenced")
 
     def reset_master(self, churn: Churn) -> str:
         """A peer's connections to the master break."""
