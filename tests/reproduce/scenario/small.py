@@ -52,7 +52,7 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "allreduce-1024": {"fabric.hosts": 32, "fabric.leaves": 4, "fabric.spines": 2, "job.nbytes": 1 << 26},
     "churn-day": {
-        "until_s": 3000, "job.text_bytes": 40000, "job.batch": 1, "job.model.width": 8, "job.model.heads": 1,
+        "until_s": 1500, "job.text_bytes": 40000, "job.batch": 1, "job.model.width": 8, "job.model.heads": 1,
         "job.model.context": 8, "job.every": 4, "job.stands_for.tokens_per_step": 1 << 22,
     },
 }  # fmt: skip

@@ -27,8 +27,9 @@ for name in ("diloco-wan", "allreduce-1024"):
 """
 
 
-def said(string_hash: str) -> str:
-    environment = os.environ | {"PYTHONHASHSEED": string_hash}
+def said_elsewhere() -> str:
+    """In another process, where strings have other hashes than here."""
+    environment = os.environ | {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
     done = subprocess.run([sys.executable, "-c", SAY], env=environment, capture_output=True, text=True, check=True)
     return done.stdout
 
@@ -38,21 +39,19 @@ def value(result: Result, figure: str) -> float:
 
 
 def test_the_same_seed_is_the_same_run_in_every_process_and_for_every_string_hash() -> None:
-    first = said("1")
-    assert said("2") == first
-    assert run_scenario(shipped("diloco-wan")).hash in first
-    assert run_scenario(shipped("diloco-wan"), 2).hash not in first
+    hashes = {name: run_scenario(shipped(name)).hash for name in ("diloco-wan", "allreduce-1024")}
+    assert said_elsewhere() == "".join(f"{name} {found}\n" for name, found in hashes.items())
+    assert run_scenario(shipped("diloco-wan"), 2).hash != hashes["diloco-wan"]
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_shipped_scenario_keeps_every_law_and_hangs_on_no_luck(name: str) -> None:
     straight = run_scenario(shipped(name))
     assert straight.sound, straight.checks
-    for tie_break in (1, 2):
-        fuzzed = run_scenario(shipped(name, tie_break=tie_break))
-        assert fuzzed.sound, fuzzed.checks
-        for figure, found in straight.figures.items():
-            assert value(fuzzed, figure) == pytest.approx(found.value, rel=1e-6), figure
+    fuzzed = run_scenario(shipped(name, tie_break=1))
+    assert fuzzed.sound, fuzzed.checks
+    for figure, found in straight.figures.items():
+        assert value(fuzzed, figure) == pytest.approx(found.value, rel=1e-6), figure
 
 
 def test_training_takes_the_time_that_its_steps_cost(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import ast
 import inspect
-import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from types import NoneType
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -74,16 +76,20 @@ def _documented(cls: type[Any]) -> dict[str, str]:
     """What stands below each field, those of base classes among them."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if not is_dataclass(base):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for field, below in zip(body.body, body.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                found[field.target.id] = " ".join(str(below.value.value).split())
+        if is_dataclass(base):
+            found |= _below_fields(inspect.getsourcefile(base) or "").get(base.__name__, {})
+    return found
+
+
+@cache
+def _below_fields(file: str) -> dict[str, dict[str, str]]:
+    """The same of every class of a module."""
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(Path(file).read_text("utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            own = found[node.name] = {}
+            for field, below in pairwise(node.body):
+                match field, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        own[name] = " ".join(text.split())
     return found

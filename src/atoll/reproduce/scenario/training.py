@@ -58,6 +58,7 @@ class Training:
         self.injector = Injector(self.world.loop, self.fleet)
         self.losses: list[tuple[float, float]] = []
         self.steps = 0
+        self._looked_s = 0.0
         self.ended_ns: int | None = None
         self._states: dict[tuple[int, int], str] = {}
         self._unequal: list[str] = []
@@ -120,9 +121,11 @@ class Training:
         """What this host has learnt, all have."""
         self.timeline.shared(host, about["revision"], self.world.loop.now_ns)
         before, self.steps = self.steps, max(self.steps, about["revision"])
-        every = max(1, self.job.steps // EVALUATIONS)
-        if self.steps // every > before // every and trainer is not None and self.steps < self.job.steps:
-            self.losses.append((here().now(), trainer.evaluate()))
+        every, now_s = max(1, self.job.steps // EVALUATIONS), here().now()
+        late = self.scenario.until_s is not None and now_s >= self._looked_s + self.scenario.until_s / EVALUATIONS
+        if (late or self.steps // every > before // every) and trainer is not None and self.steps < self.job.steps:
+            self._looked_s = now_s
+            self.losses.append((now_s, trainer.evaluate()))
 
     def _compare(self, about: dict[str, Any]) -> None:
         key = about["epoch"], about["revision"]
