@@ -12,7 +12,7 @@ from tests.reproduce.scenario.small import ROOT
 PAGE = (ROOT / "docs" / "simulate.md").read_text("utf-8")
 BLOCK = re.compile(r'^```(toml title="(?P<file>[\w.]+)(?P<more>, more)?"|console)\n(?P<text>.*?)^```$', re.M | re.S)
 SMALL = {
-    "islands.toml": ["job.text_bytes=40000", "job.batch=1", "job.model.width=8", "job.model.heads=1"],
+    "islands.toml": ["job.steps=20", "job.text_bytes=40000", "job.batch=1", "job.model.width=8", "job.model.heads=1"],
     "ring.toml": ["fabric.hosts=16"],
 }
 """What makes them quick."""

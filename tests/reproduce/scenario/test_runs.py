@@ -208,7 +208,7 @@ def test_bytes_read_as_people_say_them() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", QUICK)
 def test_a_shipped_scenario_runs_at_its_full_size(name: str) -> None:
     document = read(SHIPPED / f"{name}.toml")

@@ -1,5 +1,6 @@
 """Driver: the curves of simulated runs as pictures; those of one kind stand in one, and say that they are simulated."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from atoll.cli.sim.table import labels, title
@@ -43,8 +44,8 @@ def _over_the_sweep(results: list[Result]) -> dict[str, dict[str, Curve]]:
     (key,) = axes
     curves: dict[str, Curve] = {}
     for result in sorted(results, key=lambda r: float(r.changes[key])):
-        label = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in result.changes.items() if k != key)
-        curve = curves.setdefault(label or "time", Curve("sweep", key, "simulated time, s", [], []))
+        others = replace(result, changes={k: v for k, v in result.changes.items() if k != key})
+        curve = curves.setdefault(labels([others])[0], Curve("sweep", key, "simulated time, s", [], []))
         curve.xs.append(float(result.changes[key]))
         curve.ys.append(result.seconds)
     return {"sweep": curves}

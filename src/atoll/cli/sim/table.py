@@ -29,7 +29,7 @@ def result_table(results: list[Result]) -> Table:
         table.add_column(figure, justify="right")
     table.add_column("event log", style="dim")
     for result in results:
-        changes = (str(result.changes.get(key, "")) for key in keys)
+        changes = (_short(result.changes.get(key, "")) for key in keys)
         table.add_row(*changes, *(_text(result, figure) for figure in figures), result.hash[:12])
     return table
 
@@ -42,11 +42,17 @@ def title(name: str, results: list[Result]) -> str:
 
 def labels(results: list[Result]) -> list[str]:
     """What distinguishes each run, in few words."""
-    return [", ".join(f"{_last(key)}={value}" for key, value in r.changes.items()) or "the run" for r in results]
+    return [
+        ", ".join(f"{_last(key)}={_short(value)}" for key, value in r.changes.items()) or "the run" for r in results
+    ]
 
 
 def _last(key: str) -> str:
     return key.rpartition(".")[2]
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _text(result: Result, figure: str) -> str:

@@ -70,9 +70,8 @@ class Timeline:
         return sum(self.spent.values(), Counter())
 
     def worst_gap_ns(self, until_ns: int) -> int:
-        """The longest time without progress of the group, from its first step on."""
-        times = [at for at, _ in self.boundaries] + [until_ns]
-        return max((b - a for a, b in pairwise(times)), default=0)
+        """The longest time without progress of the group, that before its first among them."""
+        return max(b - a for a, b in pairwise([0, *(at for at, _ in self.boundaries), until_ns]))
 
     def _settle(self, host: str, fate: str) -> None:
         spent = self.spent[host]
