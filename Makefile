@@ -15,7 +15,8 @@ train: .venv/ready ## train a small model on four local peers while some of them
 	$(BIN)/atoll train --peers 4 --chaos
 
 test: .venv/ready-dev ## run the quick tests
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'beside and not slow' --numprocesses auto
+	$(BIN)/pytest -m 'not beside and not slow'
 
 test-slow: .venv/ready-dev ## run the tests that take minutes
 	$(BIN)/pytest -m slow

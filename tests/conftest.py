@@ -1,9 +1,56 @@
 """Settings for all tests."""
 
 import gc
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+HERE: Final = Path(__file__).parent
+BESIDE: Final = (
+    "codec",
+    "fuzzers",
+    "group/test_both_worlds.py",
+    "group/test_choice.py",
+    "group/test_codecs_and_schedules.py",
+    "group/test_collectives.py",
+    "group/test_fault_schedules.py",
+    "group/test_measuring.py",
+    "group/test_messages.py",
+    "group/test_recovery.py",
+    "group/test_rings.py",
+    "group/test_roster.py",
+    "group/test_schedules.py",
+    "group/test_sized.py",
+    "group/test_state.py",
+    "group/test_subgroups.py",
+    "group/test_topology.py",
+    "group/test_virtual.py",
+    "group/test_walls.py",
+    "model",
+    "reproduce/calibration",
+    "reproduce/scenario",
+    "reproduce/test_burstgpt.py",
+    "reproduce/test_simulator.py",
+    "reproduce/test_systems.py",
+    "sim",
+    "train",
+    "workload",
+)
+"""What looks at no clock and waits for no process of its own: `make test` runs it on all cores. The rest has the machine
+to itself."""
 
 
-def pytest_collection_finish() -> None:
-    """What collecting has made (tests, torch, hypothesis) stays to the end: no collection need look at it again."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each its mark."""
+    beside = [HERE / place for place in BESIDE]
+    for item in items:
+        if any(place == item.path or place in item.path.parents for place in beside):
+            item.add_marker(pytest.mark.beside)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_old_is_collected() -> None:
+    """What stands before a module (tests, torch, hypothesis) stays to the end: no collection need look at it again."""
     gc.collect()
     gc.freeze()

@@ -2,76 +2,92 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 
+import psutil
 import pytest
 
 import atoll
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "fsdp.py"
 CODE = f"""
-import hashlib, json, sys
+import hashlib, json, os, sys
 sys.path.insert(0, {str(SCRIPT.parent)!r})
-import fsdp
-losses, shard = fsdp.main(sys.argv[1], int(sys.argv[2]))
-print(json.dumps([fsdp.dist.get_rank(), hashlib.sha256(shard.numpy().tobytes()).hexdigest(), losses]))
-fsdp.dist.destroy_process_group()
+sys.stdout.reconfigure(line_buffering=True)
+import fsdp, torch._dynamo
+ranks = []
+for rank in range(2):
+    if not (child := os.fork()):
+        os.environ["RANK"] = str(rank)
+        losses, shard = fsdp.main(sys.argv[1], int(sys.argv[2]))
+        print(json.dumps([rank, hashlib.sha256(shard.numpy().tobytes()).hexdigest(), losses]))
+        fsdp.dist.destroy_process_group()
+        sys.exit()
+    ranks.append(child)
+sys.exit(any([os.waitpid(child, 0)[1] for child in ranks]))
 """
+"""Two processes, as torchrun would start them, but for torch, which is loaded once."""
 
 
 class Island:
-    """Two processes, as torchrun would start them, and what they print."""
+    """Both processes, their parent, and what they print."""
 
     def __init__(self, address: str, rounds: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", CODE, address, str(rounds)],
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, **here, "RANK": str(rank), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-            )
-            for rank in range(2)
-        ]
-        self.said: list[list[str]] = [[], []]
+        here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        self.parent = subprocess.Popen(
+            [sys.executable, "-c", CODE, address, str(rounds)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **here},
+            start_new_session=True,
+        )
+        self.said: list[str] = []
         self._heard = threading.Condition()
-        self._threads = [threading.Thread(target=self._listen, args=(rank,), daemon=True) for rank in range(2)]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
 
-    def _listen(self, rank: int) -> None:
-        stdout = self.processes[rank].stdout
-        assert stdout is not None
-        for line in stdout:
+    def _listen(self) -> None:
+        assert self.parent.stdout is not None
+        for line in self.parent.stdout:
             with self._heard:
-                self.said[rank].append(line)
+                self.said.append(line)
                 self._heard.notify_all()
 
     def wait_for(self, words: str) -> None:
-        """Until its first process prints a line with these words."""
+        """Until a line with these words is printed."""
         with self._heard:
-            assert self._heard.wait_for(lambda: any(words in line for line in self.said[0]), 60), self.said
+            assert self._heard.wait_for(lambda: any(words in line for line in self.said), 60), self.said
+
+    def kill_one(self) -> None:
+        """Of its processes, the second."""
+        psutil.Process(self.parent.pid).children()[1].kill()
 
     def finish(self) -> tuple[dict[int, str], list[list[float]]]:
         """The digest of each shard at the end, and the losses of each process."""
-        codes = [process.wait(60) for process in self.processes]
-        for thread in self._threads:
-            thread.join(5)
-        assert codes == [0, 0], self.said
-        ends = [json.loads(said[-1]) for said in self.said]
+        code = self.parent.wait(60)
+        self._thread.join(5)
+        assert code == 0, self.said
+        ends = [json.loads(line) for line in self.said if line.startswith("[")]
         return {rank: digest for rank, digest, _ in ends}, [losses for _, _, losses in ends]
 
     def gone(self) -> bool:
-        """Have both ended within a minute, not well?"""
-        return all(process.wait(60) != 0 for process in self.processes)
+        """Has it ended within a minute, not well?"""
+        return self.parent.wait(60) != 0
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.parent.pid, signal.SIGKILL)
+        self.parent.wait()
 
 
 @pytest.fixture
@@ -84,9 +100,7 @@ def island() -> Iterator[Callable[[str, int], Island]]:
 
     yield start
     for one in started:
-        for process in one.processes:
-            process.kill()
-            process.wait()
+        one.end()
 
 
 def assert_falls(losses: list[list[float]]) -> None:
@@ -100,7 +114,7 @@ def test_it_is_short() -> None:
 
 def test_two_islands_end_with_the_same_shards_and_a_smaller_loss(island: Callable[[str, int], Island]) -> None:
     with atoll.Master() as master:
-        two = [island(master.address, 15) for _ in range(2)]
+        two = [island(master.address, 10) for _ in range(2)]
         (shards, losses), (others, more) = [one.finish() for one in two]
     assert shards == others
     assert len(set(shards.values())) == 2
@@ -115,7 +129,7 @@ def test_when_an_island_loses_a_process_the_other_goes_on_and_a_new_one_joins(
     with atoll.Master() as master:
         first, broken = island(master.address, rounds), island(master.address, rounds)
         broken.wait_for("on 2 islands")
-        broken.processes[1].kill()
+        broken.kill_one()
         assert broken.gone()
         first.wait_for("on 1 islands")
         second = island(master.address, rounds)

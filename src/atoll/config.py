@@ -103,7 +103,7 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o666) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise SaveFailed(
             f"can't write {path}: {error.strerror}; what was there is intact; free some space or choose another folder"
@@ -382,7 +382,7 @@ def _point(link: Path, name: str) -> None:
     atomic_write(link, name.encode())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut, where the system can."""
     if os.name == "nt":
         return

@@ -53,6 +53,10 @@ class InvalidData(AtollError, ValueError):
     """A file or text that can't be read as what it should be."""
 
 
+class Unavailable(AtollError):
+    """What was asked for can't be had from anywhere it is known to be: no network, or it has gone. Nothing changed."""
+
+
 class SaveFailed(AtollError):
     """A checkpoint or model could not be written. What was there before is intact."""
 

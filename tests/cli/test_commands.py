@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 import atoll
+from atoll.cli.launch import Launch
 from atoll.cli.main import COMMANDS, run
 
 RUN = uuid.uuid4().hex
@@ -42,22 +43,19 @@ def finish(*argv: str, cwd: Path, timeout_s: float = 100.0) -> tuple[int, str, s
     return process.returncode, out, err
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A little text to learn."""
-    file = tmp_path / "text.txt"
+    file = tmp_path_factory.mktemp("text") / "text.txt"
     file.write_text("the ring between them is thin, and islands rise and sink. " * 400)
     return file
 
 
-@pytest.fixture
-def no_orphans() -> Iterator[None]:
-    """Whatever the test starts is gone at its end."""
-    before = set(psutil.pids())
-    yield
+def assert_nothing_is_left() -> None:
+    """Whatever these tests have started is gone."""
     deadline = time.monotonic() + 5.0
     while time.monotonic() < deadline:
-        left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and _is_ours(p)]
+        left = [p for p in psutil.process_iter(["cmdline"]) if _is_ours(p)]
         if not left:
             return
         time.sleep(0.1)
@@ -110,6 +108,7 @@ def test_what_is_wrong_is_said_in_one_line(
     argv: list[str], code: int, words: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("atoll.group.wiring.asking._DIAL_S", 0.1)
     assert run(argv) == code
     err = capsys.readouterr().err
     assert err.startswith("atoll: ")
@@ -142,19 +141,41 @@ def test_status_shows_who_is_in(capsys: Any) -> None:
     assert "here" in shown
 
 
-def test_train_with_chaos_survives_and_saves_a_model_others_load(text: Path, tmp_path: Path, no_orphans: None) -> None:
+# -- a run that ends ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Finished:
+    """A run that has come to its end, and what was seen of it."""
+
+    folder: Path
+    token: bytes
+    code: int
+    events: list[dict[str, Any]]
+    err: str
+
+
+@pytest.fixture(scope="module")
+def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Three peers that know each other by a token, one of which is killed and replaced."""
+    folder, token = tmp_path_factory.mktemp("finished"), uuid.uuid4().hex
+    (folder / "team.token").write_text(token)
+    (folder / "team.token").chmod(0o600)
     flags = ["--peers", "3", "--chaos", "--steps", "60", "--every", "3", "--text", str(text), "--json", *TINY]
-    code, out, err = finish("train", "--name", "one", *flags, cwd=tmp_path)
-    assert code == 0, err
-    events = [json.loads(line) for line in out.splitlines()]
-    summary = events[-1]
+    code, out, err = finish("train", "--name", "one", "--token-file", "team.token", *flags, cwd=folder)
+    return Finished(folder / "runs", token.encode(), code, [json.loads(line) for line in out.splitlines()], err)
+
+
+def test_train_with_chaos_survives_and_saves_a_model_others_load(finished: Finished) -> None:
+    assert finished.code == 0, finished.err
+    summary = finished.events[-1]
     assert summary["event"] == "summary"
     assert summary["hashes_equal"]
     assert summary["hashes_compared"] > 5
     assert summary["failures_survived"] == 1
     assert summary["loss_after"] < summary["loss_before"]
     assert summary["bytes_sent"] < summary["bytes_ddp"]
-    run_folder = tmp_path / "runs" / "one"
+    run_folder = finished.folder / "one"
     assert (run_folder / "plots" / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert (run_folder / "config.toml").exists()
 
@@ -162,99 +183,190 @@ def test_train_with_chaos_survives_and_saves_a_model_others_load(text: Path, tmp
 
     model, _ = load_model(run_folder / "model")
     assert model.config.width == 16
-    assert (tmp_path / "runs" / "last").resolve() == run_folder.resolve()
+    assert (finished.folder / "last").resolve() == run_folder.resolve()
+    assert_nothing_is_left()
 
 
-def test_a_run_outlives_its_master(text: Path, tmp_path: Path, no_orphans: None) -> None:
-    flags = ["--peers", "2", "--steps", "4000", "--every", "5", "--text", str(text), *TINY]
-    process = atoll_command("train", "--json", *flags, cwd=tmp_path)
-    assert process.stdout is not None
-    before = list(_until(process.stdout, "step"))
+def test_the_token_is_handed_on_and_written_nowhere(finished: Finished) -> None:
+    files = [file for file in finished.folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert len(files) > 5
+    for file in files:
+        assert finished.token not in file.read_bytes(), file
+
+
+# -- a run that is told to end -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Long:
+    """A run that goes on, what was done to it, and what it said to that."""
+
+    stranger: tuple[int, str, str]
+    after_the_stranger: list[dict[str, Any]]
+    after_the_master: list[dict[str, Any]]
+    after_sigterm: list[dict[str, Any]]
+    ended: tuple[int, str]
+    resumed: list[dict[str, Any]]
+    ended_again: tuple[int, str]
+
+
+@pytest.fixture(scope="module")
+def long(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Long:
+    """Somebody with another model comes, the master is killed, SIGTERM ends it, it is resumed, Ctrl-C ends it."""
+    folder = tmp_path_factory.mktemp("long")
+    flags = ["--steps", "4000", "--every", "5", "--text", str(text), *TINY, "--save-every", "0"]
+    process = atoll_command("train", "--name", "long", "--peers", "2", "--json", *flags, cwd=folder)
+    lines = _listen(process)
+    address = _until(lines, "listening")[-1]["address"]
+    _until(lines, "step")
+
+    other = [*flags]
+    other[other.index("--model.width") + 1] = "32"
+    stranger = finish("join", address, *other, cwd=folder)
+    _so_far(lines)
+    after_the_stranger = _until(lines, "step")
+
     children = psutil.Process(process.pid).children(recursive=True)
     (master,) = [child for child in children if "master" in child.cmdline()]
     master.kill()
-    meanwhile = [json.loads(line) for line in _until(process.stdout, "listening")]
-    meanwhile += [json.loads(line) for _ in range(40) for line in _until(process.stdout, "step")]
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert sum(event["event"] == "lost" and "a new master" in event["message"] for event in meanwhile) == 2
-    steps = [json.loads(line).get("step", 0) for line in before] + [event.get("step", 0) for event in meanwhile]
-    assert max(steps) >= 20
-    assert not [event for event in meanwhile if event["event"] in ("failed", "expelled")]
-    assert json.loads(out.splitlines()[-1])["hashes_equal"]
+    after_the_master = _until(lines, "listening")
+    after_the_master += [event for _ in range(40) for event in _until(lines, "step")]
+
+    ended, after_sigterm = _end(process, lines, signal.SIGTERM)
+    again = atoll_command("train", "--resume", "long", "--peers", "2", "--json", cwd=folder)
+    lines = _listen(again)
+    resumed = _until(lines, "step")
+    ended_again, _ = _end(again, lines, signal.SIGINT)
+    return Long(stranger, after_the_stranger, after_the_master, after_sigterm, ended, resumed, ended_again)
 
 
-def test_interrupt_and_resume(text: Path, tmp_path: Path, no_orphans: None) -> None:
-    flags = ["--peers", "2", "--steps", "4000", "--every", "5", "--text", str(text), *TINY]
-    process = atoll_command("train", "--name", "long", "--json", *flags, cwd=tmp_path)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["event"] == "saved":
-            break
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    assert json.loads(out.splitlines()[-1])["event"] == "summary"
-
-    again = atoll_command("train", "--resume", "long", "--peers", "2", "--json", cwd=tmp_path)
-    assert again.stdout is not None
-    resumed = [json.loads(line) for line in _until(again.stdout, "step")]
-    again.send_signal(signal.SIGINT)
-    again.communicate(timeout=30)
-    assert next(e["step"] for e in resumed if e["event"] == "resumed") >= 10
-    assert resumed[-1]["step"] > 10
+Lines = queue.Queue[str]
 
 
-def _until(lines: Any, kind: str) -> Iterator[str]:
-    for line in lines:
-        yield line
-        if json.loads(line)["event"] == kind:
-            return
-
-
-def _listen(process: "subprocess.Popen[str]") -> "queue.Queue[str]":
+def _listen(process: "subprocess.Popen[str]") -> Lines:
     """Its lines as they come, so that it never waits for us."""
-    lines: queue.Queue[str] = queue.Queue()
+    lines: Lines = queue.Queue()
     assert process.stdout is not None
     stdout = process.stdout
     threading.Thread(target=lambda: [lines.put(line) for line in stdout], daemon=True).start()
     return lines
 
 
-def _wait_for_step(lines: "queue.Queue[str]") -> None:
-    while json.loads(lines.get(timeout=60))["event"] != "step":
-        pass
+def _until(lines: Lines, kind: str) -> list[dict[str, Any]]:
+    """All that is said up to the first of this kind."""
+    said: list[dict[str, Any]] = []
+    while not said or said[-1]["event"] != kind:
+        said.append(json.loads(lines.get(timeout=60)))
+    return said
 
 
-def test_ctrl_c_at_any_moment_leaves_nothing_behind(text: Path, tmp_path: Path, no_orphans: None) -> None:
-    for i, wait_s in enumerate((0.3, 1.5, 4.0)):
-        flags = ["--peers", "2", "--steps", "4000", "--text", str(text), *TINY]
-        process = atoll_command("train", "--name", f"cut-{i}", *flags, cwd=tmp_path)
-        time.sleep(wait_s)  # the moment is what is tested
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        assert process.returncode in (130, -signal.SIGINT)
-        assert "Traceback" not in err or wait_s < 1.0, err  # before our first line runs, the message is Python's
+def _so_far(lines: Lines) -> list[dict[str, Any]]:
+    """What has been said and not been read."""
+    return [json.loads(lines.get()) for _ in range(lines.qsize())]
 
 
-def test_two_peers_with_different_models_part_in_one_line(text: Path, tmp_path: Path, no_orphans: None) -> None:
-    with atoll.Master() as master:
-        flags = ["--steps", "2000", "--every", "5", "--text", str(text), "--json", *TINY]
-        first = atoll_command("join", master.address, *flags, cwd=tmp_path)
-        lines = _listen(first)
-        _wait_for_step(lines)
-        other = [*flags]
-        other[other.index("--model.width") + 1] = "32"
-        code, _, err = finish("join", master.address, *other, cwd=tmp_path)
-        assert code == 2
-        assert len(err.strip().splitlines()) == 1
-        assert "'width': 16" in err
-        assert "'width': 32" in err
-        assert first.poll() is None
-        while not lines.empty():
-            lines.get()
-        _wait_for_step(lines)
-        first.send_signal(signal.SIGINT)
-        assert first.wait(timeout=30) == 130
+def _end(
+    process: "subprocess.Popen[str]", lines: Lines, how: signal.Signals
+) -> tuple[tuple[int, str], list[dict[str, Any]]]:
+    """Its exit code and what it wrote to stderr; and its last events."""
+    process.send_signal(how)
+    last = _until(lines, "summary")
+    code = process.wait(timeout=30)
+    assert process.stderr is not None
+    return (code, process.stderr.read()), last
+
+
+def test_who_has_another_model_is_told_in_one_line_and_the_run_goes_on(long: Long) -> None:
+    code, _, err = long.stranger
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert "'width': 16" in err
+    assert "'width': 32" in err
+    assert long.after_the_stranger[-1]["event"] == "step"
+
+
+def test_a_run_outlives_its_master(long: Long) -> None:
+    events = long.after_the_master
+    assert sum(event["event"] == "lost" and "a new master" in event["message"] for event in events) == 2
+    assert max(event.get("step", 0) for event in events) >= 20
+    assert not [event for event in events if event["event"] in ("failed", "expelled")]
+
+
+def test_sigterm_ends_a_run_in_order_and_saves_it(long: Long) -> None:
+    assert long.ended == (130, "")
+    assert _saved(long) >= 20
+    summary = long.after_sigterm[-1]
+    assert summary["hashes_equal"]
+    assert summary["resume"] == "atoll train --resume long"
+
+
+def test_a_run_is_resumed_where_it_was_saved(long: Long) -> None:
+    assert {event["step"] for event in long.resumed if event["event"] == "resumed"} == {_saved(long)}
+    assert long.resumed[-1]["step"] == _saved(long) + 1
+    assert long.ended_again == (130, "")
+    assert_nothing_is_left()
+
+
+def _saved(long: Long) -> int:
+    """The newest checkpoint. When the first has left the next may save too, before it leaves."""
+    return max(event["step"] for event in long.after_sigterm if event["event"] == "saved")
+
+
+def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path: Path, monkeypatch: Any) -> None:
+    launched: list[tuple[Launch, str]] = []
+
+    def launch(launch: Launch, history: Any, view: Any) -> int:
+        launched.append((launch, view._title))
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("atoll.cli.train.run_local", launch)
+    assert run(["train", "--name", "short", "--steps", "7"]) == 0
+    assert run(["train", "--resume", "short"]) == 0
+    (tmp_path / "runs" / "short" / "checkpoint" / "step-000000005.safetensors").touch()
+    assert run(["train", "--resume", "short"]) == 0
+    assert [(some.resume, some.steps, some.run.path.name) for some, _ in launched] == [
+        (False, 7, "short"),
+        (False, 7, "short"),
+        (True, 7, "short"),
+    ]
+    assert ["it has saved no checkpoint yet" in title for _, title in launched] == [False, True, False]
+
+
+@pytest.mark.parametrize("wait_s", [0.3, 1.5, pytest.param(4.0, marks=pytest.mark.slow)])
+def test_ctrl_c_at_any_moment_leaves_nothing_behind(text: Path, tmp_path: Path, wait_s: float) -> None:
+    flags = ["--peers", "2", "--steps", "4000", "--text", str(text), *TINY]
+    process = atoll_command("train", "--name", "cut", *flags, cwd=tmp_path)
+    time.sleep(wait_s)  # the moment is what is tested
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in err or wait_s < 1.0, err  # before our first line runs, the message is Python's
+    assert_nothing_is_left()
+
+
+SWALLOWS = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.{})
+    range(10)
+except KeyboardInterrupt:
+    raise ImportError("a part is missing") from None
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "module", "by"),
+    [
+        (["train"], "numpy", "SIGINT"),
+        (["join", "127.0.0.1:1"], "torch", "SIGINT"),
+        (["join", "127.0.0.1:1"], "torch", "SIGTERM"),
+    ],
+)
+def test_a_signal_while_modules_load_ends_the_command_at_once(
+    argv: list[str], module: str, by: str, tmp_path: Path
+) -> None:
+    """Even where the module makes something else of a KeyboardInterrupt."""
+    (tmp_path / f"{module}.py").write_text(SWALLOWS.format(by))  # the folder we are in comes first
+    assert finish(*argv, cwd=tmp_path) == (130, "", "")
+    assert not (tmp_path / "runs").exists()

@@ -197,6 +197,23 @@ def test_a_plain_view_tells_each_tenth_of_the_steps_and_every_five_seconds_of_pr
     assert lines[1].startswith("[0:01] step 10/100, loss 2.000,")
 
 
+def test_the_world_is_that_of_the_group_also_where_only_one_of_it_is_heard() -> None:
+    console, history = pipe(), History(10)
+    event = {"event": "step", "peer": "a", "at": 1.0, "tokens": 10, "sent": 1, "ddp": 2, "loss": 2.0}
+    with PlainView(history, "a title", console, Clock()) as view:
+        history.add({**event, "step": 1})
+        view.update()
+        history.add({**event, "step": 2, "rank": 0, "world": 3, "epoch": 1})
+        view.update()
+        history.add({**event, "step": 3, "rank": 0, "world": 2, "epoch": 2})
+        history.add({"event": "done", "peer": "a", "at": 2.0, "step": 3, "hash": "h", "sent": 1, "ddp": 2})
+        view.update()
+    unknown, three, two = printed(console)[1:]
+    assert "world" not in unknown
+    assert "world 3," in three
+    assert "world 2," in two
+
+
 def test_a_plain_note_is_one_line_however_long_and_whatever_it_looks_like() -> None:
     console = pipe()
     PlainView(History(1), "", console, Clock()).note("[red]" + "word " * 40)

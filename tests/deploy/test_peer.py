@@ -77,7 +77,7 @@ def test_it_passes_sigterm_on_and_waits(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(bool(processes_one()), reason=processes_one())
-@pytest.mark.parametrize("by_script", [False, True], ids=["atoll", "peer.sh"])
+@pytest.mark.parametrize("by_script", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["atoll", "peer.sh"])
 def test_a_peer_that_is_process_1_leaves_at_sigterm(tmp_path: Path, by_script: bool) -> None:
     """What a container runtime does at its end."""
     env, log = with_atoll(tmp_path / "bin"), tmp_path / "log"

@@ -45,6 +45,7 @@ def workers(process: Any) -> list[psutil.Process]:
     return [p for p in psutil.Process(process.pid).children(recursive=True) if "RANK" in p.environ()]
 
 
+@pytest.mark.slow  # peers that a script starts: test_slurm.py
 def test_each_process_can_be_a_peer(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with atoll.Master() as master:

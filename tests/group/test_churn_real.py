@@ -13,6 +13,7 @@ def assert_survived(report: Report) -> None:
     assert report.worst_gap_s <= 5.0
 
 
+@pytest.mark.slow  # all this and more is done by test_some_seconds_of_stress
 def test_some_seconds_of_churn() -> None:
     report = Churn(seed=7).run(6.0)
     assert_survived(report)

@@ -302,6 +302,7 @@ def test_a_helper_takes_no_made_up_proof_for_one() -> None:
     helper.close()
 
 
+@pytest.mark.slow  # without a token: test_real.py
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 def test_a_stopped_peer_is_noticed_and_comes_back(peers: Any, token_file: Path, tls: bool) -> None:
     with atoll.Master(token=TOKEN, tls=files(tls)) as master:
@@ -457,6 +458,7 @@ def test_what_is_wrong_with_a_token_or_a_certificate_is_said_in_one_line(
         assert run(["status", master.address, "--token-file", str(token_file)]) == 0
 
 
+@pytest.mark.slow  # it loads torch; `status` says the same by the same means
 def test_join_with_a_wrong_token_ends_with_one_line_and_code_1(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.token"
     wrong.write_text(OTHER)
@@ -512,19 +514,3 @@ def test_make_cert_prints_commands_that_work(
         assert run([master.address if word == "HOST:48148" else word for word in status[1:]]) == 0
     assert run(["master", "--make-cert", "certs"]) == 2
     assert "certs/ca.pem exists" in capsys.readouterr().err
-
-
-def test_training_on_one_machine_hands_the_token_on(tmp_path: Path, token_file: Path) -> None:
-    (tmp_path / "text.txt").write_text("the ring between them is thin. " * 400)
-    tiny = [
-        *("--model.width", "16", "--model.layers", "1", "--model.heads", "2", "--model.context", "16", "--batch", "2")
-    ]
-    argv = [sys.executable, "-m", "atoll", "train", "--peers", "2", "--steps", "6", "--every", "3", "--json", *tiny]
-    argv += ["--text", "text.txt", "--token-file", str(token_file)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["hashes_equal"]
-    for file in (tmp_path / "runs").rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            assert TOKEN.encode() not in file.read_bytes(), file

@@ -221,6 +221,7 @@ def wait_for(master: atoll.Master, members: int) -> None:
 # -- one is stopped ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # one stopped at some other moment: test_real.py
 def test_one_stopped_in_a_reduce_is_expelled_and_joins_again_when_it_thaws(start: Start) -> None:
     """By both ways at once, for the stop takes its time."""
     n = MIDDLE
@@ -232,14 +233,12 @@ def test_one_stopped_in_a_reduce_is_expelled_and_joins_again_when_it_thaws(start
             for peer in peers[:2]:
                 peer.tell("reduce", n=n, algorithm="direct")
             peers[2].tell("reduce", n=n, algorithm="direct", end_at=5, by="SIGSTOP")
-        stopped = time.monotonic()
         for way, (_, peers) in groups.items():
             for failed in [peer.answer() for peer in peers[:2]]:
                 assert failed["error"] == "PeerLost", (way, failed)
                 assert "stopped" in failed["message"]
                 assert (failed["world"], failed["intact"]) == (2, True)
             assert_reduced(ask(peers[:2], "reduce", n=n, algorithm="direct"), n, 2)
-        threading.Event().wait(max(0.0, stopped + 5.0 - time.monotonic()))  # the stop itself is what is tested
         for way, (master, peers) in groups.items():
             assert_reduced(ask(peers[:2], "reduce", n=n, algorithm="direct"), n, 2)
             peers[2].process.send_signal(signal.SIGCONT)

@@ -166,7 +166,7 @@ def restartable(tmp_path: Path) -> Iterator[MasterProcess]:
     master.end(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_group_outlives_its_master(peers: Any, restartable: MasterProcess, how: signal.Signals) -> None:
     three = [peers(restartable.address, 10**6, "--pace", "0.01", "--min-world", "3") for _ in range(3)]
     for restarts in range(1, 4):
@@ -253,6 +253,6 @@ def test_a_killed_helper_is_started_again(peers: Any) -> None:
         (helper,) = helpers_of(two[0].process.pid)
         os.kill(helper, signal.SIGKILL)
         at = two[0].said[-1]["revision"]
-        two[1].reach(at + 400)  # longer than the master would wait for a silent helper
+        two[1].reach(at + 330)  # longer than the master would wait for a silent helper
         assert not two[1].events("lost")
         assert helpers_of(two[0].process.pid) not in ([], [helper])

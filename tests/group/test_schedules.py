@@ -193,12 +193,13 @@ def test_all_to_all_gives_each_what_is_meant_for_it(world: int, data: st.DataObj
             assert all(held[p] == Counter([source]) for p in numbers[source, rank])
 
 
-@pytest.mark.parametrize("pieces", [0, 1, 3])
+@pytest.mark.parametrize("pieces", [1, 3])
 def test_between_two_the_sender_is_through_when_the_other_has_all(pieces: int) -> None:
-    inputs = [{p: Counter([0]) for p in range(pieces)} | {pieces: Value()}, {pieces: Value()}]
+    words = {pieces + p: Value() for p in range(pieces)}
+    inputs = [{p: Counter([0]) for p in range(pieces)} | words, dict(words)]
     walk = Walk([schedules.send(1, pieces), schedules.receive(0, pieces)], inputs)
     assert all(walk.held[1][p] == Counter([0]) for p in range(pieces))
-    assert walk.rounds[0, 0] == (3 if pieces else 1), "ready, data, received"
+    assert walk.rounds[0, 0] == 3, "ready, data, received"
 
 
 def test_a_lane_goes_on_before_the_others_are_through() -> None:

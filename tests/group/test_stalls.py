@@ -8,12 +8,12 @@ import pytest
 
 import atoll
 from atoll.errors import Expelled, PeerLost
-from atoll.group.membership import stalls as stalls_module
-from atoll.group.membership.master import Master
 from atoll.group.membership.stalls import BLAME_S, DEAF, SILENT, Stalls
 from atoll.group.messages import Stalled
+from atoll.group.progress import STALL_S
+from atoll.group.virtual import World
 from atoll.group.wiring import wire as wire_module
-from atoll.reproduce.threads import run_peers
+from atoll.runtime.api import here
 
 RING = (1, 2, 3, 4)
 
@@ -103,38 +103,24 @@ def test_a_peer_that_votes_but_sends_nothing_is_expelled_by_name(monkeypatch: py
 
 
 @pytest.mark.parametrize("what", ["small", "large", "send"])
-def test_one_that_comes_late_costs_nobody_anything(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who hasn't voted yet, or called `send`, owes no data however long the others wait."""
-    monkeypatch.setattr(wire_module, "STALL_S", 0.3)
-    monkeypatch.setattr(wire_module, "_CHECK_S", 0.1)
-    monkeypatch.setattr(stalls_module, "BLAME_S", 0.3)
-    waiting, told = threading.Barrier(3), threading.Event()
+def test_one_that_comes_late_costs_nobody_anything(what: str) -> None:
+    """Who hasn't voted yet, or called `send`, owes no data however long the others wait. In virtual time."""
 
-    def peer(group: atoll.Group) -> float:
-        x = np.ones(4000 if what == "small" else 1 << 18, np.float32)
-        waiting.wait(20.0)
-        if group.rank == 1:
-            assert told.wait(20.0)
-        if what != "send":
-            group.all_reduce(x, "sum")
-        elif group.rank == 0:
-            group.recv(x, 1)
-        elif group.rank == 1:
-            group.send(x + 1, 0)
-        group.barrier()
-        return float(x[0])
+    def main() -> float:
+        with atoll.join("any:1", min_world=3) as group:
+            x = np.ones(4000 if what == "small" else 1 << 18, np.float32)
+            if group.rank == 1:
+                here().sleep(4 * STALL_S)
+            if what != "send":
+                group.all_reduce(x, "sum")
+            elif group.rank == 0:
+                group.recv(x, 1)
+            elif group.rank == 1:
+                group.send(x + 1, 0)
+            group.barrier()
+            return float(x[0])
 
-    said: list[float] = []
-    note = Master._on_stalled
-
-    def hear(master: Master, who: int, event: Stalled) -> None:
-        note(master, who, event)
-        said.append(master._now)
-        if said[-1] - said[0] > 1.5:
-            told.set()
-
-    monkeypatch.setattr(Master, "_on_stalled", hear)
-    if what == "large":
-        threading.Timer(2.0, told.set).start()  # waits for votes, not for data: nobody says anything
-    found = run_peers(3, peer)
-    assert found == ([2.0, 1.0, 1.0] if what == "send" else [3.0] * 3)
+    world = World()
+    processes = [world.start(f"peer-{i}", main) for i in range(3)]
+    world.run(until_s=100.0)
+    assert [process.program.result for process in processes] == ([2.0, 1.0, 1.0] if what == "send" else [3.0] * 3)

@@ -680,7 +680,7 @@ def test_a_loss_fails_operations_on_both_axes_and_both_heal(victim: int, size: i
         assert {last["row"], last["column"]} <= {3, 12, 5, 10}
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(15), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(15, 60))])
 def test_a_grid_survives_losses_and_newcomers_at_any_moment(seed: int) -> None:
     dice = random.Random(seed)
     peers = Peers(

@@ -13,6 +13,7 @@ from atoll.group.facade import Group
 from atoll.group.messages import LinkStatus
 from atoll.group.virtual import Process, World
 from atoll.group.wiring.links import CONNECTIONS
+from atoll.group.work import wait_all
 from atoll.runtime.api import here
 from atoll.sim.net import Tcp
 from tests.group.together import start
@@ -260,6 +261,27 @@ def test_a_slow_link_slows_the_ring_and_nobody_is_lost() -> None:
     assert world.master.epoch == 1
     assert not [p for p in world.processes if p.program.ended]
     world.loop.close()
+
+
+# -- frames behind each other ------------------------------------------------------------------------------------------
+
+
+def test_the_last_word_between_two_is_not_lost_behind_other_data() -> None:
+    """The receiver is through while its word for the sender still waits for 8 MB to leave on the same link."""
+    world = World(bytes_per_s=1e7)
+
+    def main(group: Group) -> float:
+        small, large = np.ones(20_000), np.ones(1_000_000)
+        if group.rank:
+            return float(wait_all([group.recv_async(small, 0, tag=1), group.send_async(large, 0, tag=2)])[1].seconds)
+        work = group.recv_async(large, 1, tag=2)
+        here().sleep(0.1)
+        sent = group.send_async(small, 1, tag=1)
+        return float(wait_all([work, sent])[1].seconds)
+
+    start(world, 2, main)
+    world.run(until_s=30.0)
+    assert all(p.program.result == pytest.approx(0.75, abs=0.1) for p in world.processes)
 
 
 # -- crashes -----------------------------------------------------------------------------------------------------------

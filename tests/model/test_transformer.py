@@ -139,6 +139,36 @@ def test_samples_from_the_softmax_at_the_temperature():
     torch.testing.assert_close(drawn.bincount(minlength=4) / 20000, expected, atol=0.015, rtol=0)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_holds_the_weights_it_is_given_without_a_copy(tied):
+    config = TransformerConfig(vocab_size=61, width=32, layers=2, heads=4, context=16, tie_embeddings=tied)
+    weights = {name: weight.detach() + 1 for name, weight in Transformer(config).named_parameters()}
+    held = Transformer.holding(config, weights)
+    for name, weight in held.named_parameters():
+        assert weight.data_ptr() == weights[name].data_ptr()
+        assert weight.requires_grad
+    assert (held.lm_head.weight is held.model.embed_tokens.weight) == tied
+    copied = Transformer(config)
+    copied.load_state_dict(weights, strict=False)
+    assert torch.equal(held(tokens()), copied(tokens()))
+
+
+def test_holds_nothing_that_does_not_fit():
+    weights = dict(Transformer(SMALL).named_parameters())
+    norm = weights.pop("model.norm.weight")
+    for changed, named in (
+        ({}, "holds"),
+        ({"norm": norm}, "model.norm.weight is missing"),
+        ({"model.norm.weight": norm.reshape(4, 8)}, r"model.norm.weight is .*\[4, 8\]; the model takes float32 \[32\]"),
+        ({"model.norm.weight": norm.double()}, "model.norm.weight is torch.float64"),
+    ):
+        with pytest.raises(InvalidTensor, match=named):
+            Transformer.holding(SMALL, {**weights, **changed})
+    huge = TransformerConfig(**{**vars(SMALL), "context": 1 << 40})
+    with pytest.raises(InvalidTensor, match="context"):
+        Transformer.holding(huge, {**weights, "model.norm.weight": norm})
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

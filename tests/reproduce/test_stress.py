@@ -28,7 +28,7 @@ def assert_survived(result: Result) -> None:
 
 
 def test_some_seconds_of_stress() -> None:
-    result = stress(7.0, seed=5)
+    result = stress(4.5, seed=7)
     assert_survived(result)
     assert result.report.steps > 20
     assert result.report.compared > 50

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.runtime import processes
 from atoll.runtime.processes import Exit, LocalProcesses
 
 WAIT_S = 20.0
@@ -210,7 +211,10 @@ def test_a_frozen_child_is_silent_and_alive_until_thawed(children: LocalProcesse
 
 
 @posix_only
-def test_close_ends_the_willing_the_deaf_and_the_frozen(tmp_path: Path, server: socket.socket) -> None:
+def test_close_ends_the_willing_the_deaf_and_the_frozen(
+    tmp_path: Path, server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "GRACE_S", 1.0)  # as long as it takes with one that is deaf
     children = LocalProcesses(tmp_path)
     for name, *options in (("willing",), ("frozen", "polite"), ("deaf", "deaf")):
         children.start(answering(server, *options), name)

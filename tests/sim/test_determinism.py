@@ -7,7 +7,6 @@ import sys
 SAY = """
 import hashlib, itertools, sys
 from atoll.rng import stream
-from atoll.sim.arrivals import *
 from atoll.sim.clocks import *
 from atoll.sim.device import *
 from atoll.sim.faults import *
@@ -15,13 +14,18 @@ from atoll.sim.fluid import Fluid
 from atoll.sim.host import Cpu
 from atoll.sim.injector import Injector
 from atoll.sim.loop import Loop
+from atoll.workload.generate import lengths
+from atoll.workload.generate.loops import open_loop
+from atoll.workload.generate.processes import Mmpp
+from atoll.workload.trace.lines import write
 
 seed = int(sys.argv[1])
-demands = list(itertools.islice(open_loop(Mmpp((1, 9), (5, 2)), LogNormal(300, 1), LogNormal(80, 1), seed), 400))
+prompts, outputs = lengths.LogNormal(300, 1), lengths.LogNormal(80, 1)
+demands = list(itertools.islice(open_loop(Mmpp((1, 9), (5, 2)), prompts, outputs, seed), 400))
 racks = {rack: [Crash(f"{rack}{i}") for i in range(4)] for rack in "abc"}
 names = [crash.node for rack in racks.values() for crash in rack]
 
-loop, said = Loop(), list(write_trace(demands))
+loop, said = Loop(), [line.decode() for line in write(demands)]
 fluid = Fluid(loop)
 span = lambda *fields: said.append(repr(fields))
 devices = {name: Device(fluid, name, Spec(8, 1e5, 1e6), mode, span) for name, mode in zip(names, [waves, roofline] * 6)}

@@ -8,11 +8,11 @@ import pytest
 
 from atoll.errors import InvalidConfig
 from atoll.rng import stream
-from atoll.sim.arrivals import Poisson
 from atoll.sim.fluid import Fluid
 from atoll.sim.host import Cpu, Disk
 from atoll.sim.loop import Loop
 from atoll.sim.queue import Census
+from atoll.workload.generate.processes import Poisson
 
 
 def seconds(cores: float, *tasks: tuple[float, float, float], slow_at_s: float | None = None) -> list[float]:

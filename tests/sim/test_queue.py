@@ -8,9 +8,9 @@ import pytest
 
 from atoll.errors import InvalidConfig
 from atoll.rng import stream
-from atoll.sim.arrivals import Poisson
 from atoll.sim.loop import Loop
 from atoll.sim.queue import Census, Queue
+from atoll.workload.generate.processes import Poisson
 
 SEEDS = 20
 Service = Callable[[np.random.Generator], float]

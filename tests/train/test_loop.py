@@ -3,12 +3,14 @@
 import errno
 import os
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from atoll.errors import Diverged, InvalidConfig, InvalidData, SaveFailed
+import atoll
+from atoll.errors import Diverged, Expelled, InvalidConfig, InvalidData, SaveFailed
 from atoll.model.saved import load_model
 from atoll.runtime.api import here
 from atoll.train import loop
@@ -44,7 +46,7 @@ def test_all_peers_hold_the_same_state_after_each_exchange(strategy, delay):
     assert all(peer.hashes() == hashes for peer in run.peers)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 @every_strategy
 def test_a_run_outlives_a_crash_and_grows_by_a_newcomer(strategy, delay, seed):
     dice = np.random.default_rng(seed)
@@ -149,6 +151,94 @@ def test_newcomers_after_a_checkpoint_wait_for_what_the_others_wait_for(strategy
         check_agreement(run.peers)
 
 
+def expelled_at_first(run, times):
+    """A peer that is expelled so often before it is let in, and when it tried."""
+    peer, tries = run.start(), []
+
+    def enter():
+        tries.append(here().now())
+        if len(tries) <= times:
+            raise Expelled("the group went on without this peer")
+        return atoll.join("m:1")
+
+    train = peer.trainer.run
+    peer.trainer.run = lambda join: train(enter)
+    return peer, tries
+
+
+def test_a_group_that_takes_shape_again_and_again_is_given_time():
+    run = Run(tiny())
+    peer, tries = expelled_at_first(run, 2)
+    run.run()
+    check_finished([peer])
+    first, second = np.diff(tries)
+    assert second > first >= 1.0
+
+
+def test_who_comes_back_for_nothing_again_and_again_gives_up():
+    run = Run(tiny())
+    peer, tries = expelled_at_first(run, 99)
+    run.run()
+    assert isinstance(peer.error, Expelled)
+    assert len(tries) == loop.MOST_FRUITLESS
+
+
+# -- who is told to leave ----------------------------------------------------------------------------------------------
+
+
+def leave_at(run, seconds, peers):
+    for peer in peers:
+        run.at(seconds, peer.trainer.leave)
+
+
+@every_strategy
+def test_a_group_told_to_leave_saves_as_of_the_last_exchange_and_can_be_resumed(strategy, delay, tmp_path):
+    settings = tiny(strategy=strategy, delay=delay, steps=40)
+    run = Run(settings)
+    for i in range(3):
+        run.start(min_world=3, folder=tmp_path / str(i))
+    leave_at(run, 0.105, run.peers)
+    run.run()
+    assert [(p.error, p.to_the_end, p.done) for p in run.peers] == [(None, False, False)] * 3
+    taken = run.peers[0].last("step")["step"]
+    assert 8 < taken < 12
+    tensors, _ = load_newest(folders_in(tmp_path / "0").checkpoint)
+    saved = int(tensors["steps"])
+    assert saved == (taken if strategy == "ddp" else 8)
+    again = Run(settings)
+    for i in range(3):
+        again.start(min_world=3, folder=tmp_path / str(i), resume=i == 0)
+    again.run()
+    check_finished(again.peers)
+    assert all(p.to_the_end for p in again.peers)
+    assert all(p.events("step")[0]["step"] == saved + 1 for p in again.peers)
+    if (strategy, delay) == ("ddp", 0):  # nothing is lost: all is as if nobody had left
+        assert torch.equal(again.peers[0].parameters, group_of(3, settings).run().peers[0].parameters)
+
+
+@every_strategy
+def test_when_one_is_told_to_leave_the_others_go_on(strategy, delay, tmp_path):
+    run = Run(tiny(strategy=strategy, delay=delay))
+    for i in range(3):
+        run.start(min_world=3, folder=tmp_path / str(i))
+    leave_at(run, 0.065, run.peers[2:])
+    run.run()
+    check_finished(run.peers[:2])
+    assert (run.peers[2].error, run.peers[2].to_the_end) == (None, False)
+    assert run.peers[2].events("saved") == []  # its state is with the others
+    assert "left" in run.peers[0].events("lost")[0]["message"]
+
+
+def test_who_is_not_in_a_group_has_no_step_to_end():
+    run = Run(tiny())
+    waiting = run.start(min_world=2)
+    answers = []
+    run.at(0.5, lambda: answers.append(waiting.trainer.leave()))
+    run.at(1.0, waiting.process.crash)
+    run.run()
+    assert answers == [False]
+
+
 def test_a_newcomer_at_the_very_end_gets_the_state_and_is_done():
     run = group_of(2, tiny())
     late = run.start(delay_s=11 * STEP_S)
@@ -169,10 +259,14 @@ OTHERS = {
 }
 
 
+@cache
+def hashes_of_two():
+    return [peer.hashes() for peer in group_of(2, tiny(steps=40)).run().peers]
+
+
 @pytest.mark.parametrize("delay_s", [0.0, 0.05])
 @pytest.mark.parametrize("what", OTHERS)
 def test_who_would_train_something_else_is_told_what_and_the_others_go_on(what, delay_s):
-    alone = group_of(2, tiny(steps=40)).run().peers
     run = group_of(2, tiny(steps=40))
     other = run.start(delay_s=delay_s, **OTHERS[what])
     run.run()
@@ -184,7 +278,7 @@ def test_who_would_train_something_else_is_told_what_and_the_others_go_on(what, 
     assert len(other.events("joined")) == 1
     assert other.events("step") == []
     check_finished(run.peers[:2])
-    assert [p.hashes() for p in run.peers[:2]] == [p.hashes() for p in alone]
+    assert [p.hashes() for p in run.peers[:2]] == hashes_of_two()
     assert all(len(p.events("lost")) <= 1 for p in run.peers[:2])
 
 

@@ -1,6 +1,7 @@
 """The strategies against their published pseudo-code, written out with ordinary modules, optimisers and loops."""
 
 from dataclasses import replace
+from functools import cache
 from math import cos, pi
 
 import numpy as np
@@ -107,6 +108,7 @@ def diloco(world: int, every: int, delay: int = 0, outer_lr: float = 0.7, moment
     return flat(shared.parameters())
 
 
+@cache
 def trained(world: int, **changes) -> torch.Tensor:
     """The shared parameters after a run; they are those of every peer, and of its model."""
     run = group_of(world, tiny(**changes), text=TEXT).run()

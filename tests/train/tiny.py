@@ -43,6 +43,7 @@ class Peer:
     def __init__(self, trainer: Trainer, log: list[dict[str, Any]]) -> None:
         self.trainer, self.log = trainer, log
         self.error: AtollError | None = None
+        self.to_the_end: bool | None = None
         self.process: Process
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -97,7 +98,7 @@ class Run:
                 if resume:
                     assert folders is not None
                     peer.trainer.resume(folders.checkpoint)
-                peer.trainer.run(enter)
+                peer.to_the_end = peer.trainer.run(enter)
             except AtollError as error:
                 peer.error = error
 

@@ -129,6 +129,11 @@ class History:
         return max((peer.epoch for peer in self.peers.values()), default=-1)
 
     @property
+    def world(self) -> int | None:
+        """Peers in the newest group any of them has spoken of; None: nobody has. Those we hear of may be fewer."""
+        return self._worlds.get(self.epoch)
+
+    @property
     def sent(self) -> int:
         """Bytes sent by all peers."""
         return sum(peer.sent for peer in self.peers.values())

@@ -4,9 +4,11 @@ import math
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib import import_module
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from atoll import log
+from atoll.cli import signals
 from atoll.cli.guarded import Guarded
 from atoll.cli.history import History
 from atoll.cli.live import JsonView, view_for
@@ -27,10 +30,14 @@ from atoll.group.wiring.wire import RECONNECT_S, parse_address, parse_addresses
 from atoll.net.tls import Tls
 from atoll.train.settings import TrainSettings
 
+LEAVE_S = 8
+"""So long a peer may take to end its step and to save once it is told to leave. Containers get 10 s, units 20."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class JoinSettings(Guarded, TrainSettings):
-    """Join the group of a master and train with it: until the end, or until Ctrl-C. Who comes late gets the state.
+    """Join the group of a master and train with it: until the end, or until Ctrl-C or SIGTERM, at which this peer ends
+    its step, saves and leaves; a second Ctrl-C ends it at once. Who comes late gets the state.
 
     All peers need the same training flags and text; a peer that differs is told what differs. Each keeps a run folder;
     the peer of rank 0 saves checkpoints and the model in its own.
@@ -73,13 +80,15 @@ def main(argv: list[str]) -> int:
     if not 0 <= settings.upload_mbit < math.inf:
         raise InvalidConfig(f"--upload-mbit is {settings.upload_mbit:g}: give Mbit/s above 0, or 0 for no limit")
     token, tls = settings.token(), settings.tls()
-    signal.signal(signal.SIGTERM, _interrupt)
+    with signals.ending():
+        import_module("atoll.train.loop")  # torch takes a second to load: not for --help
     name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
     run = RunDir(settings.run_dir) if settings.run_dir else RunDir.create(Path("runs"))
     log.setup(run.path, debug=False)
     history, console = History(settings.steps), Console()
     title = f"atoll join {settings.address}"
-    with JsonView(history, console) if settings.json else view_for(history, title, console) as view:
+    view = JsonView(history, console) if settings.json else view_for(history, title, console)
+    with view:
 
         def report(kind: str, **about: Any) -> None:
             event = {"event": kind, "peer": name, "at": time.time(), **about}
@@ -90,13 +99,13 @@ def main(argv: list[str]) -> int:
 
         view.note(f"looking for the master at {settings.address}; waiting to be let in")
         try:
-            _train(settings, token, tls, name, run, report)
+            to_the_end = _train(settings, token, tls, name, run, report)
         except AtollError as error:
             report("failed", error=type(error).__name__, message=str(error))
             raise
     if not settings.json:
         view.summary({"folder": str(run.path)})
-    return 0
+    return 0 if to_the_end else signals.INTERRUPTED
 
 
 def _train(
@@ -106,8 +115,8 @@ def _train(
     name: str,
     run: RunDir,
     report: Callable[..., None],
-) -> None:
-    from atoll.train.loop import Folders, Trainer  # torch takes a second to load: not for --help
+) -> bool:
+    from atoll.train.loop import Folders, Trainer
     from atoll.train.text import Corpus
 
     plain = TrainSettings(**{f.name: getattr(settings, f.name) for f in fields(TrainSettings)})
@@ -133,8 +142,15 @@ def _train(
             tls=tls,
         )
 
-    trainer.run(enter)
+    asked: list[int] = []
 
+    def leave(number: int, frame: Any) -> None:
+        asked.append(number)
+        if not trainer.leave() or asked.count(signal.SIGINT) > 1:  # SIGTERM may come twice: to a job, by its script
+            raise KeyboardInterrupt
+        if sys.platform != "win32":
+            signal.signal(signal.SIGALRM, signals.interrupt)
+            signal.alarm(LEAVE_S)
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+    with signals.handled(leave):
+        return trainer.run(enter)

@@ -17,6 +17,7 @@ from atoll import plot
 from atoll.cli.chaos import Chaos, Move
 from atoll.cli.history import Event, History
 from atoll.cli.live import View
+from atoll.cli.signals import INTERRUPTED
 from atoll.config import RunDir
 from atoll.errors import AtollError
 from atoll.record import JsonlSink
@@ -28,10 +29,10 @@ MASTER = "master"
 TICK_S = 0.25
 HEAR_S = 3.0
 """What a newcomer that took part to the end has said may be read so long after what the others said."""
-LEAVE_S = 5.0
+LEAVE_S = 10.0
+"""More than a peer takes to leave in order."""
 MOST_MASTERS = 10
 """Started one after the other in a run."""
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Launch:
 
 
 def run_local(launch: Launch, history: History, view: View) -> int:
-    """Train to the end and show it; returns 0, or 130 after Ctrl-C. Leaves no child behind.
+    """Train to the end and show it; returns 0, or 130 after a KeyboardInterrupt. Leaves no child behind.
 
     AtollError: no peer was left, the master ended, nothing was saved, or the peers' states differed. SaveFailed: the
     record can't be written.
@@ -104,9 +105,10 @@ class _Session:
         return self._missing()
 
     def dismiss(self) -> None:
-        """Let the peers leave; whoever has not gone by then is ended with the master. The history stands still."""
+        """Let the peers leave; whoever has not gone by then is ended with the master. The history stands still,
+        but for what is saved."""
         self._dismissed = True
-        self._view.note("interrupted: the peers leave; once more ends them at once")
+        self._view.note("interrupted: the peers end their step, save and leave; once more ends them at once")
         for name in self._running:
             self._processes.interrupt(name)
         deadline = time.monotonic() + LEAVE_S
@@ -209,7 +211,9 @@ class _Session:
 
     def _tell(self, event: Event) -> None:
         self._record.write(dict(event))
-        if not self._dismissed and (text := self._history.add(event)):
+        if self._dismissed and event.get("event") != "saved":
+            return
+        if text := self._history.add(event):
             self._view.note(text)
 
     # -- how it ended -------------------------------------------------------------------------------------------------

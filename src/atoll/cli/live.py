@@ -288,11 +288,9 @@ def clock(seconds: float) -> str:
 
 
 def _group(history: History) -> str:
-    training = history.training()
-    if not training or history.epoch < 0:
+    if not history.training() or history.world is None:
         return ""
-    newest = max(training, key=lambda peer: peer.epoch)
-    return f"world {newest.world}, epoch {newest.epoch}"
+    return f"world {history.world}, epoch {history.epoch}"
 
 
 def _remark(peer: Peer) -> str:
@@ -337,7 +335,7 @@ def _progress(history: History) -> str:
     parts = [
         f"step {history.step}/{history.steps}",
         f"loss {next(reversed(curve.values())):.3f}" if curve else "",
-        f"world {len(history.training())}",
+        "" if history.world is None else f"world {history.world}",
         f"{history.tokens_per_s():,.0f} tokens/s",
         f"{decimal(history.sent)} sent",
         "" if left is None else f"{clock(left)} left",

@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Final
 
+from atoll.cli import signals
 from atoll.errors import AtollError, InvalidConfig
 
 COMMANDS: Final = {
     "train": ("atoll.cli.train", "train a model with several peers on this machine"),
     "join": ("atoll.cli.join", "join a group of peers on many machines and train with them"),
     "master": ("atoll.cli.master", "run the master that peers join"),
+    "model": ("atoll.cli.model", "fetch a published model, or list those on this machine"),
     "status": ("atoll.cli.status", "show who is in a group, and how it fares"),
+    "workload": ("atoll.cli.workload", "look at traces of requests, fit models to them, make and convert traces"),
     "doctor": ("atoll.cli.doctor", "tell what this machine can do"),
     "sim": ("atoll.cli.sim.main", "tell what would happen on computers you don't have"),
     "systems": ("atoll.cli.systems", "list the published systems and what works of them"),
@@ -30,7 +33,8 @@ on many machines:   atoll master --listen 0.0.0.0:48148 --token-file team.token
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 0, or 1 for what went wrong, 2 for what was asked wrongly, 130 for Ctrl-C."""
+    """Run the command; exits with 0, or 1 for what went wrong, 2 for what was asked wrongly, 130 for Ctrl-C
+    and SIGTERM."""
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -48,7 +52,7 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return 130
+        return signals.INTERRUPTED
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -66,8 +70,10 @@ def _dispatch(argv: list[str]) -> int:
 
         near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0.0)
         raise InvalidConfig(f"there is no command {argv[0]!r}; did you mean {near[0]!r}? `atoll --help` lists all")
-    command: Callable[[list[str]], int] = import_module(COMMANDS[argv[0]][0]).main
-    return command(argv[1:])
+    with signals.interrupting():
+        with signals.ending():
+            command: Callable[[list[str]], int] = import_module(COMMANDS[argv[0]][0]).main
+        return command(argv[1:])
 
 
 def _failed(error: AtollError, code: int, debug: bool) -> int:

@@ -31,7 +31,8 @@ class LocalSettings(Guarded, TrainSettings):
     name: str | None = None
     """Of the run. Default: the date and time."""
     resume: str | None = None
-    """Go on with that run (a name, a path, or "last") from its newest checkpoint, with its settings."""
+    """Go on with that run (a name, a path, or "last") from its newest checkpoint, with its settings; from the start
+    if it has none yet."""
     json: bool = False
     """Print one JSON object per event, a summary last."""
 
@@ -56,18 +57,20 @@ def main(argv: list[str]) -> int:
     else:
         run = RunDir.create(Path("runs"), settings.name)
         run.write_config(plain)
+    resume = settings.resume is not None and any(run.checkpoint.glob("step-*.safetensors"))
+    title = f"atoll train: {run.path.name}, {plain.strategy}"
+    if settings.resume is not None and not resume:
+        title += ", from the start, for it has saved no checkpoint yet"
     log.setup(run.path, debug=False)
     launch = Launch(
         peers=settings.peers,
         chaos=settings.chaos,
         run=run,
-        resume=settings.resume is not None,
+        resume=resume,
         steps=plain.steps,
         seed=plain.seed,
         guard=tuple(settings.flags()),
     )
     history, console = History(plain.steps), Console()
-    title = f"atoll train: {run.path.name}, {plain.strategy}"
-    return run_local(
-        launch, history, JsonView(history, console) if settings.json else view_for(history, title, console)
-    )
+    view = JsonView(history, console) if settings.json else view_for(history, title, console)
+    return run_local(launch, history, view)

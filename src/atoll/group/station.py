@@ -79,6 +79,8 @@ class Run:
     early_bytes: int = 0
     value: Any = None
     """What the program gets, made while the verdict is on its way."""
+    succeeded: bool = False
+    """It is over, but the other of two may still wait for our last word."""
 
 
 def waits_apart(run: Run) -> bool:
@@ -291,7 +293,7 @@ class Station:
 
     def _send(self, run_key: RunKey, run: Run, step: Send) -> None:
         def take() -> memoryview | None:
-            if self.runs.get(run_key) is not run:
+            if self.runs.get(run_key) is not run and not run.succeeded:
                 return None
             try:
                 data = run.execution.outgoing(step.piece)
@@ -317,7 +319,7 @@ class Station:
         run = self.runs.pop(action.run, None) if action.run else None
         outcome = action.outcome
         if run is not None and outcome.error is None:
-            ran = run.execution
+            ran, run.succeeded = run.execution, True
             value = self._value(run) if run.value is None else run.value
             outcome = replace(outcome, value=value, sent=ran.sent, received=ran.received)
         action.ticket.outcome = outcome

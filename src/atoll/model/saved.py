@@ -8,33 +8,17 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import msgspec
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from atoll.errors import InvalidData, SaveFailed
+from atoll.model.hugging_face import CONFIG, CONFIG_KEYS, WEIGHTS, read_model
 from atoll.model.tokenizer import ByteTokenizer
 from atoll.model.transformer import Transformer, TransformerConfig
 
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
-MOST_CONTEXT: Final = 1 << 22
-"""Tokens. Its tables are made when the model is, whatever the weights' file holds."""
-TOKENIZER_CONFIG, HASHES = "tokenizer_config.json", "SHA256SUMS"
-
-_CONFIG_KEYS = {  # ours: Hugging Face's
-    "vocab_size": "vocab_size",
-    "width": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "hidden": "intermediate_size",
-    "context": "max_position_embeddings",
-    "rope_theta": "rope_theta",
-    "norm_eps": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
-}
+TOKENIZER, TOKENIZER_CONFIG, HASHES = "tokenizer.json", "tokenizer_config.json", "SHA256SUMS"
 
 
 def save_model(folder: Path, model: Transformer, tokenizer: ByteTokenizer) -> str:
@@ -70,21 +54,7 @@ def load_model(folder: Path) -> tuple[Transformer, ByteTokenizer]:
     tokenizer = ByteTokenizer()
     if (folder / TOKENIZER).read_bytes() != tokenizer.to_json().encode():
         raise InvalidData(f"{folder / TOKENIZER}: not the byte-level tokeniser, the only one known here")
-    config = _read_config(folder / CONFIG)
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise InvalidData(f"{folder / WEIGHTS}: can't be read: {error}") from error
-    if (held := sum(weight.numel() for weight in weights.values())) != config.parameters:
-        raise InvalidData(f"{folder / WEIGHTS}: holds {held} numbers, the model of {CONFIG} has {config.parameters}")
-    model = Transformer(config)
-    try:
-        if model.config.tie_embeddings:
-            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-        model.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
-        raise InvalidData(f"{folder / WEIGHTS}: doesn't fit the model of {CONFIG}: {error}") from error
-    return model, tokenizer
+    return read_model(folder), tokenizer
 
 
 def _write(folder: Path, model: Transformer, tokenizer: ByteTokenizer) -> dict[str, str]:
@@ -152,7 +122,7 @@ def _hugging_face_config(config: TransformerConfig) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{theirs: resolved[ours] for ours, theirs in _CONFIG_KEYS.items()},
+        **{theirs: resolved[ours] for ours, theirs in CONFIG_KEYS.items()},
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -162,18 +132,6 @@ def _hugging_face_config(config: TransformerConfig) -> dict[str, Any]:
         "eos_token_id": None,
         "pad_token_id": None,
     }
-
-
-def _read_config(path: Path) -> TransformerConfig:
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        values = {ours: saved[theirs] for ours, theirs in _CONFIG_KEYS.items()}
-        config = msgspec.convert(values, TransformerConfig)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InvalidData(f"{path}: describes no model known here: {error}") from error
-    if config.context > MOST_CONTEXT:
-        raise InvalidData(f"{path}: a context of {config.context} tokens; at most {MOST_CONTEXT} are known here")
-    return config
 
 
 def _aside(folder: Path, what: str) -> Path:

@@ -32,7 +32,7 @@ class ByteTokenizer:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {symbol: byte for byte, symbol in enumerate(_symbols())},
+            "vocab": {symbol: byte for byte, symbol in enumerate(byte_symbols())},
             "merges": [],
         }
         description: dict[str, Any] = {
@@ -49,7 +49,7 @@ class ByteTokenizer:
         return json.dumps(description, ensure_ascii=False, indent=1) + "\n"
 
 
-def _symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """The printable character that stands for each byte in such files (GPT-2's table; Radford et al., 2019)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

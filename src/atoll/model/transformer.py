@@ -5,8 +5,10 @@ and Sennrich, 2019, arXiv 1910.07467), rotary positions (Su et al., 2021, arXiv 
 arXiv 2002.05202), grouped-query attention (Ainslie et al., 2023, arXiv 2305.13245).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import sqrt
+from typing import Final, Self
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from torch.nn import functional as F
 
 from atoll.errors import InvalidConfig, InvalidTensor
 from atoll.rng import normal
+
+MOST_ROTATIONS: Final = 1 << 29
+"""Numbers in a table of angles: four million tokens with heads of 128. It is made whatever the weights' file holds."""
 
 Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [time, 1, head width]
 
@@ -159,13 +164,44 @@ class Transformer(nn.Module):
     """A language model. It starts with the weights of seed 0."""
 
     def __init__(self, config: TransformerConfig) -> None:
+        self._build(config)
+        self.initialise(0)
+
+    @classmethod
+    def holding(cls, config: TransformerConfig, weights: Mapping[str, Tensor]) -> Self:
+        """A model of these weights, by name of parameter, tied ones once. They are kept, not copied.
+
+        InvalidTensor where one is missing, left over, or of another shape or type than float32.
+        """
+        held = sum(weight.numel() for weight in weights.values())
+        if held != config.parameters:
+            raise InvalidTensor(f"it holds {held} numbers; the model has {config.parameters}")
+        if config.context * config.head_width > MOST_ROTATIONS:
+            raise InvalidTensor(f"a context of {config.context} tokens is too long for a model of this width")
+        made = cls.__new__(cls)
+        made._build(config)
+        places = dict(made.named_parameters())
+        for name in sorted(places.keys() | weights.keys()):
+            if name not in weights or name not in places:
+                raise InvalidTensor(f"{name} is {'missing' if name in places else 'no tensor of such a model'}")
+            if weights[name].shape != places[name].shape or weights[name].dtype != torch.float32:
+                found, wanted = (list(tensor.shape) for tensor in (weights[name], places[name]))
+                raise InvalidTensor(f"{name} is {weights[name].dtype} {found}; the model takes float32 {wanted}")
+        made.load_state_dict(weights, strict=False, assign=True)
+        made._tie()
+        return made
+
+    def _build(self, config: TransformerConfig) -> None:
+        """All but the values of the weights."""
         super().__init__()
         self.config = config
         self.model = Decoder(config)
         self.lm_head = Linear(config.width, config.vocab_size, bias=False)
-        if config.tie_embeddings:
+        self._tie()
+
+    def _tie(self) -> None:
+        if self.config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.initialise(0)
 
     def initialise(self, seed: int) -> None:
         """Set every weight anew, as `seed` and its name say.

@@ -3,13 +3,14 @@
 from typing import Final
 
 from atoll.errors import InvalidConfig
-from atoll.reproduce import pccl, simulator
+from atoll.reproduce import burstgpt, pccl, simulator
 from atoll.reproduce.api import Demonstration
 from atoll.reproduce.systems import by_slug
 
 DEMONSTRATIONS: Final[dict[str, Demonstration]] = {
     "pccl": pccl.demonstrate,
     "simulator": simulator.demonstrate,
+    "burstgpt": burstgpt.demonstrate,
 }
 
 

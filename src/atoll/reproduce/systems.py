@@ -81,6 +81,7 @@ SYSTEMS: tuple[System, ...] = (
         "workload + serve",
         "Drives a real or simulated server with the bursts of real language-model traffic, replayed or fitted.",
         module="atoll.workload",
+        status="partly",
     ),
     System(
         "dadao",

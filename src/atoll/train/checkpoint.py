@@ -43,7 +43,7 @@ def load_newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             return _load(path)
         except InvalidData as error:
             damaged.append(str(error))
-    raise InvalidData("; ".join(damaged) or f"{folder}: holds no checkpoint to resume from")
+    raise InvalidData("; ".join(damaged) or f"{folder}: holds no checkpoint to resume from; begin without --resume")
 
 
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -35,6 +35,8 @@ Report = Callable[..., None]
 EVALUATED_WINDOWS = 64
 MOST_FRUITLESS = 3
 """Times in a row a peer comes back after an expulsion without having taken a step."""
+PAUSE_S = 1.0
+"""Before the second of them, and twice that before the third: a group that is just taking shape has settled by then."""
 
 
 class Trainer:
@@ -60,22 +62,28 @@ class Trainer:
         """Steps at the last checkpoint; shared, for all drain before one."""
         self.state = SharedState({**self.strategy.shared(), "cursor": self.cursor, "saved_at": self.saved_at})
         self.sent = self.ddp_would_send = 0
+        self._whole_at = 0, 0
+        """Steps and cursor when the shared parameters were last up to date."""
+        self._in_group = self._leaving = False
 
     @property
     def steps(self) -> int:
         """Steps taken so far."""
         return int(self.strategy.steps)
 
-    def run(self, join: Callable[[], Group]) -> None:
-        """Train to the end, joining again when the group has gone on without us. Expelled: too often, for nothing."""
+    def run(self, join: Callable[[], Group]) -> bool:
+        """Train, joining again when the group has gone on without us. True: to the end; False: until told to leave.
+
+        Expelled: too often, for nothing.
+        """
         fruitless = 0
         while True:
             before = self.steps
             try:
                 with join() as group:
                     self.report("joined", id=group.id, world=group.world, rank=group.rank, epoch=group.epoch)
-                    self._train(group)
-                    return
+                    self._in_group = True
+                    return self._train(group)
             except Unfit:
                 raise
             except Expelled as error:
@@ -83,6 +91,20 @@ class Trainer:
                 fruitless = fruitless + 1 if self.steps == before else 0
                 if fruitless >= MOST_FRUITLESS:
                     raise
+            finally:
+                self._in_group = False
+            if self._leaving:
+                return False
+            if fruitless:
+                here().sleep(PAUSE_S * 2 ** (fruitless - 1))
+
+    def leave(self) -> bool:
+        """Leave the group after the step under way, and save before if that is for us to do. Safe in a signal handler.
+
+        False: we are in no group, so `run` may not return for long, and there is nothing to save.
+        """
+        self._leaving = True
+        return self._in_group
 
     def resume(self, folder: Path) -> None:
         """Go on from the newest checkpoint in `folder`."""
@@ -97,15 +119,20 @@ class Trainer:
         self.strategy.load_local(tensors)
         self.strategy.reload()
         self.state.revision = self.steps
+        self._whole_at = self.steps, int(self.cursor)
         self.report("resumed", step=self.steps)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _train(self, group: Group) -> None:
+    def _train(self, group: Group) -> bool:
+        """True: to the end."""
         self.strategy.enter(group)
         seen = -1
         while True:
             try:
+                if self._leaving:
+                    self._save_before_leaving(group)
+                    return False
                 if group.peers_pending():
                     self._drain(group)  # newcomers were no part of it: they get what came of it by the sync
                     group.update_topology()
@@ -114,7 +141,8 @@ class Trainer:
                     self._agree(group)
                     seen = group.epoch
                 if self.steps >= self.settings.steps:
-                    return self._end(group)
+                    self._end(group)
+                    return True
                 self._step(group)
             except PeerLost as error:
                 self._tell_losses(group, (str(error),))
@@ -128,6 +156,7 @@ class Trainer:
         result = group.sync(self.state)
         if result.bytes_received:
             self.strategy.reload()
+        self._whole_at = self.steps, int(self.cursor)
         self.report(
             "synced",
             revision=self.state.revision,
@@ -165,6 +194,8 @@ class Trainer:
             epoch=group.epoch,
             **({"hash": self.state.digest(), "revision": self.state.revision} if info.boundary else {}),
         )
+        if info.boundary:
+            self._whole_at = self.steps, int(self.cursor)
         due = s.save_every and self.steps - int(self.saved_at) >= s.save_every
         if info.boundary and due and self.steps < s.steps:
             self._drain(group)  # by all, so that a run that saves and one that resumes take the same steps
@@ -183,6 +214,15 @@ class Trainer:
             tensors = {**self.state.tensors, **self.strategy.local()}
             path = save_checkpoint(self.save_to.checkpoint, self.steps, tensors, self._essentials())
             self.report("saved", path=str(path), step=self.steps)
+
+    def _save_before_leaving(self, group: Group) -> None:
+        """As of the last exchange: the local steps since then end with us."""
+        steps, cursor = self._whole_at
+        self.strategy.steps.fill_(steps)
+        self.cursor.fill_(cursor)
+        self._drain(group)
+        if steps > int(self.saved_at):
+            self._save(group)
 
     def _end(self, group: Group) -> None:
         """Save and go. PeerLost: begin again, for it may have been the one that saves."""

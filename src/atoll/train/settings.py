@@ -46,7 +46,7 @@ class TrainSettings:
     """Learning rate of the outer Nesterov step (diloco)."""
     outer_momentum: float = 0.9
     save_every: int = 100
-    """Steps between checkpoints, at the next exchange; 0: none."""
+    """Steps between checkpoints, at the next exchange; 0: only at the end, and when told to leave."""
     seed: int = 0
     model: ModelSettings = field(default_factory=ModelSettings)
 

@@ -204,14 +204,14 @@ class _Rounds:
         source: Array = self.ticket.tensor
         pieces = cut(0, source.size, self.lanes(source.nbytes))
         steps = schedules.send(self.ticket.root, len(pieces))
-        return self.over(steps, source, np.empty(0, source.dtype), [*pieces, slice(0, 0)])
+        return self.over(steps, source, np.empty(0, source.dtype), [*pieces, *[slice(0, 0)] * len(pieces)])
 
     def receive(self) -> Execution:
         size = self.ticket.tensor.size
         pieces = cut(0, size, self.lanes(self.ticket.tensor.nbytes))
         steps = schedules.receive(self.ticket.root, len(pieces))
         result = self.memory.empty(size, self.ticket.tensor.dtype)
-        return self.over(steps, result, result, [*pieces, slice(0, 0)])
+        return self.over(steps, result, result, [*pieces, *[slice(0, 0)] * len(pieces)])
 
     def sync(self) -> Execution:
         """The dirty tensors as one run of bytes, checked against the elected digests before anybody votes for them."""

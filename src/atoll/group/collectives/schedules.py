@@ -232,24 +232,24 @@ def all_to_all(rank: int, world: int, pieces_from_to: Callable[[int, int], range
 
 
 def send(to: int, pieces: int) -> Schedule:
-    """Data for one other rank, once it is ready for it; over when it has all. Piece `pieces` is empty."""
+    """Data for one other rank, once it is ready for it; over when it has all. Behind the pieces there are as many empty
+    ones, which it answers with; each piece has a lane of its own, for the connections of a link to overtake each other.
+    """
 
-    def lane() -> Lane:
-        yield Recv(to, pieces)
-        for piece in range(pieces):
-            yield Send(to, piece)
-        yield Recv(to, pieces, reduce=True)
+    def lane(piece: int) -> Lane:
+        yield Recv(to, pieces + piece)
+        yield Send(to, piece)
+        yield Recv(to, pieces + piece, reduce=True)
 
-    return [lane()]
+    return [lane(piece) for piece in range(pieces)]
 
 
 def receive(source: int, pieces: int) -> Schedule:
     """The other side of `send`."""
 
-    def lane() -> Lane:
-        yield Send(source, pieces)
-        for piece in range(pieces):
-            yield Recv(source, piece)
-        yield Send(source, pieces, reduce=True)
+    def lane(piece: int) -> Lane:
+        yield Send(source, pieces + piece)
+        yield Recv(source, piece)
+        yield Send(source, pieces + piece, reduce=True)
 
-    return [lane()]
+    return [lane(piece) for piece in range(pieces)]

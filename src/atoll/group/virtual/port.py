@@ -259,11 +259,14 @@ class VirtualPort:
 
     def _expect(self, link: _Link, within_s: float, why: str) -> None:
         link.quiet()
-        link.alarm = self.world.loop.post(round(within_s * 1e9), self.process.call, self._failed, link, why)
+        link.alarm = self.world.loop.post(round(within_s * 1e9), self._too_late, link, why)
+
+    def _too_late(self, link: _Link, why: str) -> None:
+        link.alarm = None
+        self.process.call(self._failed, link, why)
 
     def _failed(self, link: _Link, why: str) -> None:
         """The link couldn't be made."""
-        link.alarm = None
         if self._out.get(link.to) is not link or link.up:
             return
         if link.burst:  # there is no way; the ring may find another
@@ -274,6 +277,8 @@ class VirtualPort:
 
     def _knock(self, link: _Link) -> None:
         """At the target's door: its kernel answers, also for a frozen process."""
+        if self._out.get(link.to) is not link:
+            return  # nobody wants it any more
         other = link.target
         if other.closed or (self.process.name, other.process.name) in self.world.walls:
             link.back.carry(0, self.process.call, self._failed, link, "nothing listens there")
@@ -348,10 +353,10 @@ class VirtualPort:
 
     def look(self) -> None:
         """Now and then: does data still come?"""
-        if self.station.runs:
-            overdue = self._progress.look(self.now(), sum(link.there.left() for link in self._in.values()))
-            if overdue is not None:
-                self.heard(overdue)
+        received = sum(link.there.left() for link in self._in.values()) if self.station.runs else 0
+        overdue = self._progress.look(self.now(), received)
+        if overdue is not None:
+            self.heard(overdue)
 
     def wake(self, ticket: Ticket) -> None:
         if self._waits_for is ticket:

@@ -76,6 +76,7 @@ class World:
         self._connected = 0
         self.said: list[tuple[int, Any]] = []
         """Everything the master said, to whom; for tests."""
+        self._ticks = False
         self._idle_ticks = 0
         self._ended = 0
         """So many of the first processes have ended."""
@@ -94,15 +95,21 @@ class World:
             host = self._add_host(f"host{len(self.processes)}")
         host = host or self.hosts[len(self.processes) % len(self.hosts)]
         self._check_host(host)
-        process = Process(self, name, host, main)
+        process = self.process(name, host, main)
         self.processes.append(process)
         self.loop.post(round(delay_s * 1e9), process.call, process.program.resume)
         return process
 
+    def process(self, name: str, host: str, main: Callable[[], Any]) -> Process:
+        """What `start` makes; a world whose hosts take time of their own has others."""
+        return Process(self, name, host, main)
+
     def run(self, until_s: float | None = None) -> None:
         """Until every program has ended (Deadlock: they can't), or for that much virtual time."""
         until_ns = None if until_s is None else round(until_s * 1e9)
-        self.loop.post(0, self._tick)
+        if not self._ticks:
+            self._ticks = True
+            self.loop.post(0, self._tick)
         try:
             while self._going() and (until_ns is None or self.loop.now_ns < until_ns):
                 self.loop.step()

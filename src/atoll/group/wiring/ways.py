@@ -10,7 +10,7 @@ from atoll.net.arena import Arena
 from atoll.net.channel import Channel
 from atoll.net.neighbour import address_of
 
-_INLINE: Final = 8 << 10
+INLINE: Final = 8 << 10
 """Bytes below which a socket is as quick as anything."""
 _SLOTS_A_LINK: Final = 4
 """Few, so that they stay in the processor's cache."""
@@ -67,7 +67,7 @@ class InPlace(Stream):
         data = take()
         if data is None:
             return
-        if len(data) <= _INLINE:
+        if len(data) <= INLINE:
             channel.put(seq, data, word)
         else:
             channel.lend(seq, address_of(data), len(data), word)
@@ -120,7 +120,7 @@ class Shared:
             if data is None:
                 return
             nbytes = len(data)
-            if nbytes <= _INLINE:
+            if nbytes <= INLINE:
                 channel.put(seq, data, word)
                 return
             slot = self._copies.add(to, seq, word, data)

@@ -4,31 +4,38 @@ import dataclasses
 import math
 from itertools import islice, pairwise, takewhile
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from atoll.errors import InvalidConfig, InvalidData
+from atoll.errors import InvalidConfig
 from atoll.rng import stream
-from atoll.sim import arrivals
-from atoll.sim.arrivals import (
-    Arrival,
-    ClosedLoop,
-    Demand,
+from atoll.sim.loop import Loop
+from atoll.workload.api import Arrival, Demand, Lengths, Process
+from atoll.workload.generate.lengths import Empirical, Geometric, Joint, LogNormal, Zipf
+from atoll.workload.generate.loops import ClosedLoop, open_loop, oracle
+from atoll.workload.generate.processes import (
+    AnyProcess,
     Diurnal,
-    Empirical,
     Gamma,
-    LogNormal,
     Mmpp,
     Poisson,
-    Process,
-    open_loop,
-    oracle,
-    read_trace,
-    write_trace,
+    Seasonal,
+    Windows,
+    scaled,
 )
-from atoll.sim.loop import Loop
 
 TEN = Empirical([10])
+PROCESSES: list[AnyProcess] = [
+    Poisson(2),
+    Gamma(2, 3),
+    Mmpp((1, 5), (1, 1)),
+    Diurnal(2, 1),
+    Windows(10, (4.0, 0.0, 1.0), (2.0, 1.0, 0.5)),
+    Seasonal(Gamma(2, 2), (0.0, 3.0, 1.0), 5.0, 7.0),
+]
 
 
 def gaps(process: Process, n: int, seed: int = 0) -> np.ndarray:
@@ -110,7 +117,7 @@ def test_a_policy_can_not_see_how_long_an_answer_will_be_unless_it_has_an_oracle
 
 
 def test_changing_the_lengths_leaves_the_times_as_they_were() -> None:
-    def times(prompt: arrivals.Lengths) -> list[float]:
+    def times(prompt: Lengths) -> list[float]:
         return [d.arrival.at_s for d in islice(open_loop(Poisson(1), prompt, TEN, seed=3), 20)]
 
     assert times(TEN) == times(LogNormal(100, 1))
@@ -127,12 +134,13 @@ def test_a_closed_loop_has_the_throughput_of_the_interactive_law() -> None:
     def answer(demand: Demand) -> None:
         nonlocal done
         done += 1
-        send(world.handle(demand.arrival, loop.now_s))
+        for follower in world.handle(demand.arrival, loop.now_s):
+            send(follower)
 
     def send(demand: Demand) -> None:
         loop.post(round((demand.arrival.at_s - loop.now_s + service_s) * 1e9), answer, demand)
 
-    first = world.start()
+    first = list(world.start())
     assert [d.arrival.at_s for d in first] == sorted(d.arrival.at_s for d in first)
     assert {d.arrival.session for d in first} == {str(user) for user in range(users)}
     for demand in first:
@@ -148,41 +156,10 @@ def test_what_a_user_asks_does_not_hang_on_who_is_answered_first() -> None:
         open_ = {d.arrival.session: d for d in world.start()}
         for user in order:
             said[str(user)].append(open_[str(user)].arrival.prompt_tokens)
-            open_[str(user)] = world.handle(open_[str(user)].arrival, now_s=0)
+            (open_[str(user)],) = world.handle(open_[str(user)].arrival, now_s=0)
         return said
 
     assert asked([0, 0, 0, 1, 1, 1]) == asked([1, 0, 1, 0, 1, 0])
-
-
-def test_a_trace_comes_back_as_it_was() -> None:
-    demands = [
-        Demand(Arrival(0, 0.0, 7, 'a "b", c', (1, 2)), 3),
-        Demand(Arrival(1, 0.1 + 0.2, 8, "d", ()), 4),
-    ]
-    lines = list(write_trace(demands))
-    assert list(read_trace(lines)) == list(read_trace(f"{line}\r\n" for line in lines)) == demands
-
-
-def test_a_trace_without_sessions_has_one_for_each_request() -> None:
-    lines = ["timestamp_s,prompt_tokens,output_tokens", "0,5,6", "", "1.5,7,8"]
-    assert list(read_trace(lines)) == [Demand(Arrival(0, 0, 5, "0"), 6), Demand(Arrival(1, 1.5, 7, "1"), 8)]
-
-
-@pytest.mark.parametrize(
-    ("rows", "complaint"),
-    [
-        ([], "begins with"),
-        (["time,in,out"], "begins with"),
-        (["timestamp_s,prompt_tokens,output_tokens", "1,2"], "line 2.*2 columns"),
-        (["timestamp_s,prompt_tokens,output_tokens", "1,2,x"], "line 2.*invalid literal"),
-        (["timestamp_s,prompt_tokens,output_tokens", "1,2,0"], "line 2.*at least 1"),
-        (["timestamp_s,prompt_tokens,output_tokens", "2,2,2", "1,2,2"], "line 3.*sort"),
-        (["timestamp_s,prompt_tokens,output_tokens", "nan,2,2"], "line 2.*sort"),
-    ],
-)
-def test_a_trace_that_is_none_is_refused_by_its_line(rows: list[str], complaint: str) -> None:
-    with pytest.raises(InvalidData, match=complaint):
-        list(read_trace(rows))
 
 
 @pytest.mark.parametrize(
@@ -194,8 +171,23 @@ def test_a_trace_that_is_none_is_refused_by_its_line(rows: list[str], complaint:
         lambda: Mmpp((0, 0), (1, 1)),
         lambda: Mmpp((-1, 3), (1, 1)),
         lambda: Mmpp((1, 3), (0, 1)),
+        lambda: Mmpp((0, 1e-9), (1e-3, 1e-3)),
         lambda: Diurnal(1, 1.1),
+        lambda: Windows(60, (1.0,), (1.0, 2.0)),
+        lambda: Windows(60, (), ()),
+        lambda: Windows(60, (0.0, 0.0), (1.0, 1.0)),
+        lambda: Windows(60, (2.0, -1.0), (1.0, 1.0)),
+        lambda: Seasonal(Poisson(1), ()),
+        lambda: Seasonal(Poisson(1), (1.0, -0.1)),
+        lambda: scaled(Poisson(1), 0),
         lambda: LogNormal(10, 1, low=11),
+        lambda: Zipf(1.0, 100),
+        lambda: Zipf(0.5, 100),
+        lambda: Zipf(1.1, 0),
+        lambda: Geometric(0.9),
+        lambda: Joint([2], [TEN]),
+        lambda: Joint([1, 1], [TEN, TEN]),
+        lambda: Joint([], []),
         lambda: Empirical([]),
         lambda: Empirical([0, 3]),
         lambda: ClosedLoop(0, 1, TEN, TEN, 0),
@@ -207,5 +199,75 @@ def test_impossible_settings_are_refused(wrong: object) -> None:
 
 
 def test_arrivals_are_in_order() -> None:
-    for process in (Poisson(2), Gamma(2, 3), Mmpp((1, 5), (1, 1)), Diurnal(2, 1)):
+    for process in PROCESSES:
         assert all(a <= b for a, b in pairwise(islice(process.times(stream(0, "order")), 300)))
+
+
+def test_windows_keep_the_counts_and_the_burstiness_they_should() -> None:
+    process = Windows(100.0, (50.0, 0.0, 10.0), (2.0, 1.0, 0.5))
+    times = np.array(list(takewhile(lambda t: t < 300 * 20, process.times(stream(0, "windows")))))
+    window = (times // 100).astype(int) % 3
+    assert [(window == w).sum() / 20 for w in range(3)] == [
+        pytest.approx(5000, rel=3 * 2 / math.sqrt(5000 * 20)),
+        0,
+        pytest.approx(1000, rel=0.01),
+    ]
+    inside = np.diff(times // 100) == 0
+    for w, cv in ((0, 2.0), (2, 0.5)):
+        drawn = np.diff(times)[inside & (window[1:] == w)]
+        assert drawn.std() / drawn.mean() == pytest.approx(cv, rel=0.05)
+
+
+def test_windows_that_are_alike_are_one_gamma() -> None:
+    plain = list(islice(Gamma(3.0, 2.0).times(stream(0, "a")), 200))
+    cut = list(islice(Windows(1.0, (3.0, 3.0), (2.0, 2.0)).times(stream(0, "a")), 200))
+    assert cut == pytest.approx(plain)
+
+
+def test_a_rare_window_costs_no_time() -> None:
+    process = Windows(1e-3, (1e-9, 0.0), (1.0, 1.0))
+    assert next(process.times(stream(0, "rare"))) > 1e6
+
+
+def test_seasons_give_each_hour_its_share() -> None:
+    process = Seasonal(Gamma(4.0, 2.0), (0.0, 3.0, 1.0), step_s=50.0, begins_s=75.0)
+    times = np.array(list(takewhile(lambda t: t < 150 * 100, process.times(stream(0, "seasons")))))
+    step = ((times + 75) // 50).astype(int) % 3
+    assert np.bincount(step, minlength=3) / len(times) == pytest.approx([0, 0.75, 0.25], abs=0.015)
+    assert len(times) == pytest.approx(4 * 150 * 100, rel=0.03)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+@settings(deadline=None)
+@given(factor=st.floats(0.1, 10))
+def test_scaling_changes_the_mean_rate_and_nothing_else(process: AnyProcess, factor: float) -> None:
+    assert scaled(scaled(process, factor), 1 / factor) == approximately(process)
+    if isinstance(process, Poisson | Gamma):  # where nothing else has a length of its own
+        times = np.array(list(islice(process.times(stream(1, "scaled")), 50)))
+        quick = np.array(list(islice(scaled(process, factor).times(stream(1, "scaled")), 50)))
+        assert quick * factor == pytest.approx(times)
+
+
+def approximately(process: AnyProcess) -> object:
+    class Near:
+        def __eq__(self, other: object) -> bool:
+            pairs = zip(numbers(process), numbers(other), strict=True)
+            return type(process) is type(other) and all(math.isclose(a, b, rel_tol=1e-9) for a, b in pairs)
+
+    return Near()
+
+
+def numbers(value: object) -> list[float]:
+    if isinstance(value, int | float):
+        return [value]
+    parts = value if isinstance(value, tuple) else msgspec.structs.astuple(value)  # type: ignore[arg-type]
+    return [number for part in parts for number in numbers(part)]
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+def test_a_scaled_process_has_so_many_times_as_many_arrivals(process: AnyProcess, factor: float) -> None:
+    def counted(which: AnyProcess) -> int:
+        return sum(1 for _ in takewhile(lambda t: t < 3000, which.times(stream(2, "counted"))))
+
+    assert counted(scaled(process, factor)) == pytest.approx(factor * counted(process), rel=0.15)

@@ -1,0 +1,1 @@
+"""Interface: who arrives when: traces, fits, generators, SLO accounting."""
