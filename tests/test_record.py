@@ -1,8 +1,10 @@
 """What was told reaches every sink, and the file survives its writer."""
 
+import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from atoll.errors import InvalidData, SaveFailed
-from atoll.record import JsonlSink, Record, read_jsonl
+from atoll.record import JsonlSink, Record, TraceSink, read_jsonl
 
 
 class Kept:
@@ -169,3 +171,47 @@ def test_a_full_disk_is_reported() -> None:
         sink.write({"t": 1})
     with pytest.raises(SaveFailed):
         sink.close()
+
+
+def traced(path: Path, tell: Callable[[Record], None], now: Callable[[], float] = lambda: 2.0) -> list[dict[str, Any]]:
+    record = Record(TraceSink(path), now=now)
+    tell(record)
+    record.close()
+    events: list[dict[str, Any]] = json.loads(path.read_text())["traceEvents"]
+    return events
+
+
+def test_a_trace_has_bars_marks_and_curves_in_order_of_time(tmp_path: Path) -> None:
+    def tell(record: Record) -> None:
+        record.observe("link a->b/bytes per s", 7.0)
+        record.span("host0/program", "computing", 1.0, 1.5)
+        record.event("crash", lane="host0/events", why="spot")
+        record.count("steps/done", 2)
+        record.count("steps/done", 3)
+
+    events = traced(tmp_path / "trace.json", tell)
+    shown = [(e["ph"], e["name"], e["ts"]) for e in events if e["ph"] != "M"]
+    assert shown == [
+        ("X", "computing", 1e6), ("C", "bytes per s", 2e6), ("i", "crash", 2e6), ("C", "done", 2e6), ("C", "done", 2e6)
+    ]  # fmt: skip
+    assert next(e for e in events if e["ph"] == "X")["dur"] == 0.5e6
+    assert [e["args"] for e in events if e["ph"] == "C"] == [{"bytes per s": 7.0}, {"done": 2}, {"done": 5}]
+    assert next(e for e in events if e["ph"] == "i")["args"] == {"why": "spot"}
+
+
+def test_lanes_of_a_trace_are_threads_of_named_processes(tmp_path: Path) -> None:
+    def tell(record: Record) -> None:
+        for lane in ("host0/program", "host1/program", "host0/disk", "alone"):
+            record.span(lane, "x", 0.0, 1.0)
+
+    events = traced(tmp_path / "trace.json", tell)
+    named = {e["args"]["name"]: e["pid"] for e in events if e["name"] == "process_name"}
+    assert list(named) == ["host0", "host1", "alone"]
+    bars = [e for e in events if e["ph"] == "X"]
+    assert [bar["pid"] for bar in bars] == [named["host0"], named["host1"], named["host0"], named["alone"]]
+    assert len({(bar["pid"], bar["tid"]) for bar in bars}) == 4
+
+
+def test_a_trace_that_cannot_be_written_fails_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(SaveFailed, match="choose another folder"):
+        TraceSink(tmp_path / "gone" / "trace.json")

@@ -55,6 +55,11 @@ class Record:
         with self._lock:
             self._write(type="event", kind=kind, **fields)
 
+    @property
+    def heard(self) -> bool:
+        """Is there a sink? If not, nobody need look for what to tell."""
+        return bool(self._sinks)
+
     def totals(self) -> dict[str, float]:
         """The sum of all counts so far, by name."""
         with self._lock:
@@ -86,7 +91,7 @@ class JsonlSink:
             _drop_torn_line(path)
             self._file = path.open("ab")
         except OSError as error:
-            raise self._failed(error) from error
+            raise _cant_write(self._path, error) from error
 
     def write(self, entry: Entry) -> None:
         line = msgspec.json.encode(entry, enc_hook=_plain) + b"\n"
@@ -94,16 +99,80 @@ class JsonlSink:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
-            raise self._failed(error) from error
+            raise _cant_write(self._path, error) from error
 
     def close(self) -> None:
         try:
             self._file.close()
         except OSError as error:
-            raise self._failed(error) from error
+            raise _cant_write(self._path, error) from error
 
-    def _failed(self, error: OSError) -> SaveFailed:
-        return SaveFailed(f"can't write {self._path}: {error.strerror}; free some space or choose another folder")
+
+class TraceSink:
+    """A timeline for ui.perfetto.dev or chrome://tracing, written to `path` at the end, in order of time.
+
+    A lane is "process/thread": a node and what runs on it. A span is a bar, an `event` a mark (`lane` says where), an
+    observation or a count a curve, named "process/curve". Raises `SaveFailed` where the file can't be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise _cant_write(path, error) from error
+        self._entries: list[Entry] = []
+        self._tracks: dict[str, Entry] = {}
+        self._totals: defaultdict[str, float] = defaultdict(float)
+
+    def write(self, entry: Entry) -> None:
+        match entry:
+            case {"type": "span", "lane": lane, "name": name, "start": start, "end": end}:
+                times = {"ts": _microseconds(start), "dur": _microseconds(end) - _microseconds(start)}
+                self._entries.append({"ph": "X", "name": name, **times, **self._track(lane)})
+            case {"type": "event", "kind": kind, "t": at, **rest}:
+                track = self._track(rest.pop("lane", "all/events"))
+                args = {key: value for key, value in rest.items() if key != "type"}
+                self._entries.append(
+                    {"ph": "i", "s": "t", "name": kind, "ts": _microseconds(at), **track, "args": args}
+                )
+            case {"type": "observe", "name": name, "value": value, "t": at}:
+                self._curve(name, at, value)
+            case {"type": "count", "name": name, "n": n, "t": at}:
+                self._totals[name] += n
+                self._curve(name, at, self._totals[name])
+
+    def close(self) -> None:
+        names = [*self._tracks.values(), *sorted(self._entries, key=lambda e: e["ts"])]
+        trace = {"displayTimeUnit": "ms", "traceEvents": names}
+        try:
+            with self._file:
+                self._file.write(msgspec.json.encode(trace, enc_hook=_plain))
+        except OSError as error:
+            raise _cant_write(self._path, error) from error
+
+    def _curve(self, name: str, at: float, value: float) -> None:
+        process, _, curve = name.rpartition("/")
+        track = self._track(f"{process or name}/{curve}")
+        self._entries.append({"ph": "C", "name": curve, "ts": _microseconds(at), **track, "args": {curve: value}})
+
+    def _track(self, lane: str) -> dict[str, int]:
+        """Numbers for both halves of a lane's name; the format wants a word on each."""
+        process, _, thread = lane.partition("/")
+        pid = self._number("process_name", process, process)
+        return {"pid": pid, "tid": self._number("thread_name", f"{process}/{thread}", thread, pid)}
+
+    def _number(self, kind: str, key: str, name: str, pid: int | None = None) -> int:
+        number = len(self._tracks) + 1
+        place = {"pid": number if pid is None else pid, "tid": 0 if pid is None else number}
+        made = {"ph": "M", "name": kind, "ts": 0, **place, "args": {"name": name}}
+        found: int = self._tracks.setdefault(f"{kind} {key}", made)["pid" if pid is None else "tid"]
+        return found
+
+
+def _microseconds(seconds: float) -> float:
+    """To the nanosecond."""
+    return round(seconds * 1e9) / 1e3
 
 
 def read_jsonl(path: Path) -> Iterator[Entry]:
@@ -131,6 +200,10 @@ def _drop_torn_line(path: Path) -> None:
         return
     with path.open("r+b") as file:
         file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+
+
+def _cant_write(path: Path, error: OSError) -> SaveFailed:
+    return SaveFailed(f"can't write {path}: {error.strerror}; free some space or choose another folder")
 
 
 def _plain(value: Any) -> Any:

@@ -42,6 +42,12 @@ def ring_s(size: int, rate: float) -> float:
     return 2 * (size - 1) / size * NBYTES / rate
 
 
+def test_bytes_of_tensors_may_count_for_those_of_larger_ones() -> None:
+    """The group measures their links at as many times less, and so chooses alike."""
+    whole = slowest(World(fabric=star(4, RATE), one_machine=False), 4)
+    assert slowest(World(fabric=star(4, RATE), one_machine=False, volume=8.0), 4) == pytest.approx(8 * whole, rel=0.05)
+
+
 # -- where processes are -----------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "status": ("atoll.cli.status", "show who is in a group, and how it fares"),
     "workload": ("atoll.cli.workload", "look at traces of requests, fit models to them, make and convert traces"),
     "doctor": ("atoll.cli.doctor", "tell what this machine can do"),
+    "sim": ("atoll.cli.sim.main", "tell what would happen on computers you don't have"),
     "systems": ("atoll.cli.systems", "list the published systems and what works of them"),
     "reproduce": ("atoll.cli.reproduce", "run the claims of a published system on this machine"),
 }

@@ -247,7 +247,9 @@ class VirtualPort:
             if data is not None:
                 port = link.target
                 frame = seq, word, bytes(data)
-                link.there.carry(len(data) + HEADER.size, port.process.call, port.arrived, link, frame)
+                link.there.carry(
+                    round(len(data) * self.world.volume) + HEADER.size, port.process.call, port.arrived, link, frame
+                )
 
     def _dial(self, to: int) -> _Link:
         link = self._out[to] = _Link(self.station.epoch, self, to, self.world.members[to])
@@ -326,7 +328,7 @@ class VirtualPort:
             return
         rate = link.burst / max(took - link.round_trip_s, took / 10, 1e-9)
         link.burst = 0
-        self.heard(Measured(link.epoch, link.to, rate, link.round_trip_s))
+        self.heard(Measured(link.epoch, link.to, rate / self.world.volume, link.round_trip_s))  # of a tensor's bytes
 
     # -- links others dial -------------------------------------------------------------------------------------------
 

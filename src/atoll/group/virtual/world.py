@@ -34,7 +34,8 @@ class World:
     `cost`: the seconds that a `Node.compute` takes, or a model for each kind of operation.
     `jitter`: how much longer a message may take, in latencies. `tie_break`: a seed that permutes events of the same
     moment. `one_machine`: what peers say of themselves; else the master has their links measured. By default those of
-    one host are on one machine, and without a fabric all are.
+    one host are on one machine, and without a fabric all are. `volume`: as how many bytes each of a tensor counts, so
+    that a small model travels as slowly as the large one it stands for; messages count as what they are.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class World:
         tie_break: int | None = None,
         one_machine: bool | None = None,
         cost: costs.Costs = costs.free,
+        volume: float = 1.0,
     ) -> None:
         self.loop = Loop(tie_break)
-        self.seed = seed
+        self.seed, self.volume = seed, volume
         self.seconds_of = costs.seconds_by(cost)
         self._own_star = fabric is None
         self._way_s, self._bytes_per_s = latency_s / 2, bytes_per_s
