@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from atoll.reproduce.api import Line, Say
 from atoll.reproduce.simulator.collectives import a_thousand_ranks, collectives
+from atoll.reproduce.simulator.determinism import determinism
 from atoll.reproduce.simulator.laws import laws
 from atoll.reproduce.simulator.nearness import nearness
 from atoll.reproduce.simulator.pace import pace
@@ -24,6 +25,7 @@ def demonstrate(full: bool, seed: int, say: Say) -> Iterator[Line]:
     yield from shares(seed, say)
     yield from collectives(say)
     yield from laws(full, seed, say)
+    yield from determinism(say)
     for number, claim in _NOT_YET:
         yield Line(number, claim, "", "needs serve", "not yet", "-")
     yield from nearness(full, say)
