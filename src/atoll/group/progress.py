@@ -1,4 +1,4 @@
-"""Policy: does data still come? While operations run and nothing has for too long, a link is broken."""
+"""Policy: does data still come? While operations run and nothing has for too long, somebody keeps it."""
 
 from typing import Final
 
@@ -6,7 +6,7 @@ from atoll.group.api import LARGEST_FRAME, DataOverdue
 from atoll.group.station import Station
 
 STALL_S: Final = 10.0
-"""A data phase in which no byte comes for so long has a broken link."""
+"""Nothing comes in data phases for so long, and the master is told."""
 _FRAMES_AWAITED: Final = 4
 _SLOWEST: Final = 10e3
 

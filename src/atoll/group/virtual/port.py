@@ -48,10 +48,10 @@ class _Link:
     def __init__(self, epoch: int, source: "VirtualPort", to: int, target: "VirtualPort") -> None:
         self.epoch, self.source, self.to, self.target = epoch, source, to, target
         world = source.world
-        self.back = world.stream(target.host, source.host)
+        self.back = world.connection(target.host, source.host)
         self.round_trip_s = world.network.latency_s(source.host, target.host) + self.back.latency_s
         self.connections = CONNECTIONS if self.round_trip_s > LONG_S else 1
-        self.there = world.stream(source.host, target.host, self.connections, self._ready)
+        self.there = world.connection(source.host, target.host, self.connections, self._ready)
         self.up = False
         self.waiting: deque[tuple[int, int, Take]] = deque()
         """Frames that have not begun to leave."""
@@ -104,8 +104,8 @@ class VirtualPort:
 
     def _connect(self) -> None:
         self.who = self.world.connect(self)
-        self._to_master = self.world.stream(self.host, self.world.master_host)
-        self._from_master = self.world.stream(self.world.master_host, self.host)
+        self._to_master = self.world.connection(self.host, self.world.master_host)
+        self._from_master = self.world.connection(self.world.master_host, self.host)
 
     # -- Port ------------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from atoll.errors import Deadlock
 from atoll.group.collectives.rounds import chunked
 from atoll.net.channel import HEADER
 from atoll.runtime.schedule import Compute, Lane, Recv, Schedule, Send
+from atoll.sim.connection import Connection
 from atoll.sim.net import Network
-from atoll.sim.streams import Stream
 
 Key = tuple[int, int, bool]
 """(source, piece, reduce): by it a frame finds the step that waits for it."""
@@ -71,7 +71,7 @@ class _Walk:
         self._waiting: list[dict[Key, Lane]] = [{} for _ in hosts]
         self._early: list[set[Key]] = [set() for _ in hosts]
         """Frames whose turn has not come."""
-        self._streams: dict[tuple[int, int], Stream] = {}
+        self._streams: dict[tuple[int, int], Connection] = {}
         self._due: dict[int, list[tuple[Callable[..., object], tuple[Any, ...]]]] = {}
         """Arrivals by their moment."""
 
@@ -107,7 +107,7 @@ class _Walk:
         stream = self._streams.get(ends)
         if stream is None:
             source, target = self._hosts[rank], self._hosts[step.to]
-            stream = self._streams[ends] = Stream(self._network, source, target, post=self._post)
+            stream = self._streams[ends] = Connection(self._network, source, target, post=self._post)
         stream.carry(nbytes + HEADER.size, self._arrived, step.to, (rank, step.piece, step.reduce))
 
     def _post(self, delay_ns: int, fn: Callable[..., object], *args: Any) -> None:

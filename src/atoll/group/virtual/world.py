@@ -14,9 +14,9 @@ from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import Beat, ToMaster
 from atoll.group.virtual.port import VirtualPort
 from atoll.group.virtual.process import Process
+from atoll.sim.connection import Connection
 from atoll.sim.loop import Loop
 from atoll.sim.net import IDEAL, Network, Tcp
-from atoll.sim.streams import Stream
 
 TICK_S: Final = 0.5
 WATCH_S: Final = 4.0
@@ -125,9 +125,11 @@ class World:
 
     # -- the network ---------------------------------------------------------------------------------------------------
 
-    def stream(self, source: str, target: str, streams: int = 1, ready: Callable[[], object] | None = None) -> Stream:
+    def connection(
+        self, source: str, target: str, streams: int = 1, ready: Callable[[], object] | None = None
+    ) -> Connection:
         """A new connection's one direction, from host to host."""
-        return Stream(self.network, source, target, streams=streams, jitter=self._jitter, ready=ready)
+        return Connection(self.network, source, target, streams=streams, jitter=self._jitter, ready=ready)
 
     def reaches_master(self, host: str) -> bool:
         """Is every link up between them, both ways?"""

@@ -59,7 +59,7 @@ def byte_work(nbytes: int, budget_s: float) -> dict[str, float]:
         each["read"], each["reduce"] = copy, add  # through slots, about
     found: dict[str, list[float]] = {name: [] for name in (*each, "send", "receive", "loopback")}
     end, round_ = time.perf_counter() + budget_s, 0
-    with Stream() as stream:
+    with Connection() as stream:
         while round_ <= _FEWEST or (round_ <= _MOST and time.perf_counter() < end):
             seconds = stream.carry(*(memoryview(array.view(np.uint8).data) for array in (theirs, out)))
             for name, piece in each.items():
@@ -91,7 +91,7 @@ def _core_s(call: Callable[[], object], budget_s: float) -> float:
     return max(1e-9, statistics.median(seconds))
 
 
-class Stream:
+class Connection:
     """A connection through loopback, tuned as a group's, with a thread at each end."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class Stream:
             tcp.tune(sock)
             sock.settimeout(30.0)
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> "Connection":
         return self
 
     def __exit__(self, *_: object) -> None:

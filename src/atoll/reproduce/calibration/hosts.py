@@ -16,9 +16,9 @@ from atoll.group.messages import Beat, ToMaster
 from atoll.group.virtual import Process, World
 from atoll.group.wiring.ways import INLINE
 from atoll.reproduce.calibration.api import HostCosts
+from atoll.sim.connection import Connection
 from atoll.sim.fluid import Fluid
 from atoll.sim.loop import Loop
-from atoll.sim.streams import Stream
 
 SEGMENT: Final = 256 << 10
 """A stream's receiver reads on while its sender writes; so many bytes are one step of both."""
@@ -173,8 +173,10 @@ class HostWorld(World):
     def process(self, name: str, host: str, main: Callable[[], Any]) -> Process:
         return HostProcess(self, name, host, main)
 
-    def stream(self, source: str, target: str, streams: int = 1, ready: Callable[[], object] | None = None) -> Stream:
-        return HostStream(self, source, target, ready)
+    def connection(
+        self, source: str, target: str, streams: int = 1, ready: Callable[[], object] | None = None
+    ) -> Connection:
+        return HostConnection(self, source, target, ready)
 
     def tell_master(self, who: int, event: ToMaster | Tick | Gone) -> None:
         if isinstance(event, Tick | Beat):
@@ -211,7 +213,7 @@ class HostProcess(Process):
         super().crash()
 
 
-class HostStream(Stream):
+class HostConnection(Connection):
     """Whoever sends pays first; what a dead process sent last leaves when its memory has been given back."""
 
     __slots__ = ("_world",)

@@ -6,9 +6,9 @@ from typing import Any
 
 from atoll.group.virtual import World
 from atoll.reproduce.scenario.api import Check, volume
+from atoll.sim.connection import Connection
 from atoll.sim.loop import Loop
 from atoll.sim.queue import Census
-from atoll.sim.streams import Stream
 
 
 class Meter:
@@ -27,7 +27,7 @@ class Meter:
         fn(*args)
 
 
-class _Metered(Stream):
+class _Metered(Connection):
     """A connection whose messages are counted."""
 
     __slots__ = ("_meter", "_partly", "_pending")
@@ -68,7 +68,9 @@ class MeteredWorld(World):
         self.over = False
         self.ticked: Callable[[], object] = _nothing
 
-    def stream(self, source: str, target: str, streams: int = 1, ready: Callable[[], object] | None = None) -> Stream:
+    def connection(
+        self, source: str, target: str, streams: int = 1, ready: Callable[[], object] | None = None
+    ) -> Connection:
         return _Metered(self.meter, self.network, source, target, streams=streams, jitter=self._jitter, ready=ready)
 
     def checks(self) -> list[Check]:

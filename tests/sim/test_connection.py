@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from atoll.errors import InvalidData
 from atoll.fabric import Fabric, star, wan
+from atoll.sim.connection import Connection
 from atoll.sim.loop import Loop
 from atoll.sim.net import IDEAL, SMALL_BYTES, Network, Tcp
-from atoll.sim.streams import Stream
 
 MIB = 1 << 20
 
@@ -23,7 +23,7 @@ class Line:
     def __init__(self, fabric: Fabric, tcp: Tcp = IDEAL, tie_break: int | None = None, **options: object) -> None:
         self.loop = Loop(tie_break)
         self.network = Network(self.loop, fabric, tcp=tcp)
-        self.stream = Stream(self.network, "host0", "host1", **options)  # type: ignore[arg-type]
+        self.stream = Connection(self.network, "host0", "host1", **options)  # type: ignore[arg-type]
         self.seen: list[tuple[int, float]] = []
 
     def send(self, *sizes: int) -> None:
@@ -69,7 +69,7 @@ def test_a_stream_that_was_idle_owes_nothing() -> None:
 
 def test_to_oneself_nothing_takes_any_time_and_order_holds() -> None:
     loop = Loop(5)
-    stream = Stream(Network(loop, pair(1.0)), "host0", "host0")
+    stream = Connection(Network(loop, pair(1.0)), "host0", "host0")
     seen: list[int] = []
     for i, nbytes in enumerate((MIB, 0, 10, MIB)):
         stream.carry(nbytes, seen.append, i)
@@ -80,7 +80,7 @@ def test_to_oneself_nothing_takes_any_time_and_order_holds() -> None:
 
 def test_streams_share_their_links() -> None:
     line = Line(star(3, 1e6))
-    other = Stream(line.network, "host0", "host2", streams=3)
+    other = Connection(line.network, "host0", "host2", streams=3)
     line.stream.carry(1_000_000, line.seen.append, (0, 0.0))
     other.carry(3_000_000, lambda: line.seen.append((1, line.loop.now_s)))
     line.loop.run()

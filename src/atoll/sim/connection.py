@@ -14,7 +14,7 @@ from atoll.sim.net import SMALL_BYTES, Flow, Network, Sink
 Message = tuple[int, Callable[..., object], tuple[Any, ...]]
 
 
-class Stream(Sink):
+class Connection(Sink):
     """One direction of a connection, or of `streams` side by side, which have as many shares of a link.
 
     `jitter()` is extra latency in units of the way's own. `ready()` is called whenever a large message, and all that
