@@ -37,8 +37,8 @@ BESIDE: Final = (
     "train",
     "workload",
 )
-"""What looks at no clock and waits for no process of its own: `make test` runs it on all cores. The rest has the machine
-to itself."""
+"""What looks at no clock and waits for no process of its own: `make test` runs it on all cores. The rest has the
+machine to itself."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
