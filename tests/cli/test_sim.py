@@ -125,6 +125,7 @@ def test_a_sweep_of_processes_gives_what_one_process_gives(tmp_path: Path) -> No
     assert [result.hash for result in pooled] == [result.hash for result in alone]
 
 
+@pytest.mark.slow
 def test_a_failure_in_a_process_of_the_pool_is_ours(tmp_path: Path) -> None:
     broken = replace(load(written(tmp_path, TRAIN)), cost=CostSettings())
     with pytest.raises(InvalidConfig, match="cost: says nothing of 'train_step'"):
