@@ -8,12 +8,18 @@ import pytest
 
 HERE: Final = Path(__file__).parent
 BESIDE: Final = (
+    "cli/test_history.py",
+    "cli/test_live.py",
+    "cli/test_model.py",
+    "cli/test_sim.py",
+    "cli/test_workload.py",
     "codec",
     "fuzzers",
     "group/test_both_worlds.py",
     "group/test_choice.py",
     "group/test_codecs_and_schedules.py",
     "group/test_collectives.py",
+    "group/test_concurrency.py",
     "group/test_fault_schedules.py",
     "group/test_measuring.py",
     "group/test_messages.py",
@@ -34,6 +40,13 @@ BESIDE: Final = (
     "reproduce/test_simulator.py",
     "reproduce/test_systems.py",
     "sim",
+    "test_config.py",
+    "test_cost.py",
+    "test_fabric.py",
+    "test_plot.py",
+    "test_record.py",
+    "test_rng.py",
+    "test_structure.py",
     "train",
     "workload",
 )

@@ -112,6 +112,7 @@ def test_it_is_short() -> None:
     assert len(SCRIPT.read_text().splitlines()) < 90
 
 
+@pytest.mark.slow
 def test_two_islands_end_with_the_same_shards_and_a_smaller_loss(island: Callable[[str, int], Island]) -> None:
     with atoll.Master() as master:
         two = [island(master.address, 10) for _ in range(2)]

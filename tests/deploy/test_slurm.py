@@ -61,6 +61,7 @@ def models(tmp_path: Path) -> int:
     return len(list(tmp_path.glob("run/peer-*/model/model.safetensors")))
 
 
+@pytest.mark.slow
 def test_three_nodes_train_to_the_end_and_leave_nothing_running(tmp_path: Path, job: tuple[Job, str]) -> None:
     start, _ = job
     log = tmp_path / "log"

@@ -67,6 +67,7 @@ def test_several_that_wait_for_one_are_believed() -> None:
     assert blamed((1, 3, 0), (2, 3, 0), stalls=stalls, done=(4,)) == {3: SILENT}
 
 
+@pytest.mark.slow
 def test_a_peer_that_votes_but_sends_nothing_is_expelled_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire_module, "STALL_S", 1.0)
     monkeypatch.setattr(wire_module, "_CHECK_S", 0.2)

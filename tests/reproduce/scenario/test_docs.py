@@ -18,6 +18,7 @@ SMALL = {
 """What makes them quick."""
 
 
+@pytest.mark.slow
 def test_every_file_and_command_of_the_page_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
