@@ -112,6 +112,7 @@ def assert_reduced(answers: list[dict[str, Any]], n: int, world: int, off: float
 # -- every way ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_ways_give_the_same_bits(start: Start) -> None:
     """64 MiB among three; and less along each schedule, with codecs and without."""
     hows: list[tuple[int, str, str | None]] = [

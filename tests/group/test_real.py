@@ -166,7 +166,8 @@ def restartable(tmp_path: Path) -> Iterator[MasterProcess]:
     master.end(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_group_outlives_its_master(peers: Any, restartable: MasterProcess, how: signal.Signals) -> None:
     three = [peers(restartable.address, 10**6, "--pace", "0.01", "--min-world", "3") for _ in range(3)]
     for restarts in range(1, 4):
@@ -246,6 +247,7 @@ def test_no_helper_outlives_its_peer(peers: Any) -> None:
         assert not any(Path(f"/proc/{pid}").exists() for pid in helpers)
 
 
+@pytest.mark.slow
 def test_a_killed_helper_is_started_again(peers: Any) -> None:
     with atoll.Master() as master:
         two = [peers(master.address, 10**6, "--pace", "0.01", "--min-world", "2") for _ in range(2)]
