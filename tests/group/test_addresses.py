@@ -110,6 +110,7 @@ def test_a_port_in_use_is_said_in_one_line() -> None:
             atoll.join(master.address, listen=f"127.0.0.1:{port}")
 
 
+@pytest.mark.slow
 def test_an_upload_limit_is_kept() -> None:
     with atoll.Master() as master:
         began = time.monotonic()

@@ -99,6 +99,7 @@ def test_whoever_was_stopped_for_long_is_expelled_and_catches_up(peers: Any, sec
     assert_equal_histories(*three)
 
 
+@pytest.mark.slow
 def test_a_short_stop_costs_nobody_the_membership(peers: Any) -> None:
     with atoll.Master() as master:
         two = [peers(master.address, 10**6, "--pace", "0.01", "--min-world", "2") for _ in range(2)]

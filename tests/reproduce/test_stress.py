@@ -27,6 +27,7 @@ def assert_survived(result: Result) -> None:
     assert result.ok
 
 
+@pytest.mark.slow
 def test_some_seconds_of_stress() -> None:
     result = stress(4.5, seed=7)
     assert_survived(result)

@@ -125,6 +125,7 @@ def test_packets_stay_in_order_in_spite_of_jitter(packets: Lab) -> None:
     assert got == list(range(200))
 
 
+@pytest.mark.slow
 def test_the_same_seed_loses_the_same_packets() -> None:
     def lost(seed: int) -> list[int]:
         with open_lab(2, Shape(loss=0.2), back_end=need("tun"), seed=seed) as lab:

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 EVERY_S: Final = 1.0
 LONGEST_WARM_UP_S: Final = 120.0
@@ -35,12 +36,26 @@ class Growth:
 
 
 def growth(at_s: Sequence[float], values: Sequence[float], seconds: float) -> float:
-    """By how much it would grow in so many seconds: a line through the lowest of each of twelve windows. What comes and
-    goes with the number of peers leaves the lows alone; what is never given back doesn't."""
-    windows = [window for window in np.array_split(np.arange(len(values)), _WINDOWS) if len(window)]
+    """By how much memory would grow in so many seconds: a line through the lowest of each of twelve windows. What comes
+    and goes with the number of peers leaves the lows alone; what is never given back doesn't."""
+    windows = _windows(values)
     lowest = [int(window[np.argmin(np.asarray(values)[window])]) for window in windows]
     slope = np.polyfit([at_s[i] for i in lowest], [values[i] for i in lowest], 1)[0]
     return float(slope) * seconds
+
+
+def widening(at_s: Sequence[float], values: Sequence[float], seconds: float) -> float:
+    """The same of descriptors: a line through the medians. There are two for each peer, and how few peers there ever
+    were in a window is luck."""
+    middles = [
+        (at_s[window[len(window) // 2]], float(np.median(np.asarray(values)[window]))) for window in _windows(values)
+    ]
+    times, medians = zip(*middles, strict=True)
+    return float(np.polyfit(times, medians, 1)[0]) * seconds
+
+
+def _windows(values: Sequence[float]) -> list[NDArray[np.int64]]:
+    return [window for window in np.array_split(np.arange(len(values)), _WINDOWS) if len(window)]
 
 
 @dataclass
@@ -94,6 +109,6 @@ class Gauges:
             at_s = life.at_s[first:]
             if len(at_s) < _FEWEST:  # too short a life to tell
                 continue
-            more, wider = (growth(at_s, values[first:], seconds) for values in (life.bytes, life.descriptors))
+            more, wider = growth(at_s, life.bytes[first:], seconds), widening(at_s, life.descriptors[first:], seconds)
             found.append(Growth(name, lived, more, wider, life.bytes[-1], life.descriptors[-1]))
         return found
