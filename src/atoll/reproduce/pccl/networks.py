@@ -42,7 +42,7 @@ def networks(full: bool, say: Say) -> Iterator[Line]:
 def _master(network: Lab, host: int, *flags: str, port: int = PORT) -> Iterator[str]:
     """A master on a host of the lab."""
     address = f"{network.address(host)}:{port}"
-    argv = [sys.executable, "-m", "atoll", "master", "--listen", address, "--json", *flags]
+    argv = [sys.executable, "-m", "atoll", "master", "--listen", address, "--json", "--insecure", *flags]
     process = network.start(host, argv, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
