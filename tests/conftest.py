@@ -14,6 +14,9 @@ BESIDE: Final = (
     "cli/test_sim.py",
     "cli/test_workload.py",
     "codec",
+    "deploy/test_commands.py",
+    "deploy/test_kubernetes.py",
+    "deploy/test_systemd.py",
     "fuzzers",
     "group/test_both_worlds.py",
     "group/test_choice.py",
@@ -21,8 +24,10 @@ BESIDE: Final = (
     "group/test_collectives.py",
     "group/test_concurrency.py",
     "group/test_fault_schedules.py",
+    "group/test_links_fuzz.py",
     "group/test_measuring.py",
     "group/test_messages.py",
+    "group/test_odd_votes.py",
     "group/test_recovery.py",
     "group/test_rings.py",
     "group/test_roster.py",
@@ -33,15 +38,28 @@ BESIDE: Final = (
     "group/test_topology.py",
     "group/test_virtual.py",
     "group/test_walls.py",
+    "group/test_wrong_use.py",
     "model",
+    "net/test_arena.py",
+    "net/test_bucket.py",
+    "net/test_certificates.py",
+    "net/test_channel.py",
+    "net/test_doors.py",
+    "net/test_guarded.py",
+    "net/test_handshake.py",
+    "net/test_neighbour.py",
+    "net/test_preamble.py",
+    "net/test_tls.py",
     "reproduce/calibration",
     "reproduce/scenario",
     "reproduce/test_burstgpt.py",
     "reproduce/test_simulator.py",
     "reproduce/test_systems.py",
+    "runtime/test_conformance.py",
     "sim",
     "test_config.py",
     "test_cost.py",
+    "test_docs.py",
     "test_fabric.py",
     "test_plot.py",
     "test_record.py",
@@ -50,8 +68,8 @@ BESIDE: Final = (
     "train",
     "workload",
 )
-"""What looks at no clock and waits for no process of its own: `make test` runs it on all cores. The rest has the
-machine to itself."""
+"""What hangs on no time and starts no group of processes: `make test` runs it on all cores. The rest has the machine to
+itself."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

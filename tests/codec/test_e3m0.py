@@ -9,27 +9,14 @@ from ml_dtypes import finfo
 
 from atoll import codec
 from atoll.codec.e3m0 import E3M0
-from tests.codec.floats import TYPES, chunks, ulp
+from tests.codec.floats import TYPES, calls_of, chunks, ulp
 
 CODEC = E3M0()
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 LEVELS = [Fraction(0), *(Fraction(2) ** level for level in range(-6, 1))]
 
 
-def encoded(x: np.ndarray, seed: int | None = None) -> np.ndarray:
-    out = np.full(CODEC.encoded_size(len(x)), 7, np.uint8)
-    CODEC.encode(x, out, seed)
-    return out
-
-
-def decoded(buffer: np.ndarray, n: int, dtype: Any) -> np.ndarray:
-    out = np.empty(n, dtype)
-    CODEC.decode(buffer, out)
-    return out
-
-
-def round_trip(x: np.ndarray, seed: int | None = None) -> np.ndarray:
-    return decoded(encoded(x, seed), len(x), x.dtype.type)
+encoded, decoded, round_trip = calls_of(CODEC)
 
 
 def codes_of(buffer: np.ndarray, n: int) -> list[int]:

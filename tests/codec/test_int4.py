@@ -12,7 +12,7 @@ from ml_dtypes import bfloat16, finfo
 from atoll import codec
 from atoll.codec.int4 import Int4
 from atoll.rng import stream
-from tests.codec.floats import TYPES, chunks, ulp
+from tests.codec.floats import TYPES, calls_of, chunks, ulp
 
 CODEC = Int4()
 SIZES = [0, 1, 2, 31, 32, 33, 1000]
@@ -21,20 +21,7 @@ LARGEST = {dtype: min(float(finfo(dtype).max), FLOAT32_MAX) for dtype in TYPES}
 BFLOAT16 = np.arange(0x7F80, dtype=np.uint16).view(bfloat16).astype(np.float64).tolist()  # from 0 up, by their bits
 
 
-def encoded(x: np.ndarray, seed: int | None = None) -> np.ndarray:
-    out = np.full(CODEC.encoded_size(len(x)), 7, np.uint8)
-    CODEC.encode(x, out, seed)
-    return out
-
-
-def decoded(buffer: np.ndarray, n: int, dtype: type) -> np.ndarray:
-    out = np.empty(n, dtype)
-    CODEC.decode(buffer, out)
-    return out
-
-
-def round_trip(x: np.ndarray, seed: int | None = None) -> np.ndarray:
-    return decoded(encoded(x, seed), len(x), x.dtype.type)
+encoded, decoded, round_trip = calls_of(CODEC)
 
 
 def rows_of(x: np.ndarray) -> list[list[Fraction]]:

@@ -14,6 +14,7 @@ import atoll
 from atoll.errors import PeerLost
 from atoll.group import station as station_module
 from atoll.group.api import LARGEST_FRAME, Series, unvoted_seq
+from atoll.group.membership import stalls as stalls_module
 from atoll.group.membership.stalls import Stalls
 from atoll.group.messages import (
     Bye,
@@ -383,6 +384,7 @@ def test_a_link_that_ends_within_a_frame_costs_the_link_and_nothing_else(
 @pytest.mark.parametrize("way", WAYS)
 def test_a_frame_that_comes_twice_is_taken_once(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire_module, "STALL_S", 0.5)  # behind it the next may wait for its turn for ever
+    monkeypatch.setattr(stalls_module, "BLAME_S", 0.3)
     monkeypatch.setattr(Stalls, "to_blame", lambda *_: {})  # and then its sender would rightly be expelled
     monkeypatch.setattr(wire_module, "_CHECK_S", 0.1)
     doubled: list[int] = []

@@ -1,11 +1,12 @@
 """Devices keep time by waves and by the roofline, contend for SMs and bandwidth, and end cleanly."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from atoll.errors import Deadlock, InvalidConfig
+from atoll.reproduce.simulator.laws import bubble
 from atoll.sim.device import Device, Mode, Spec, roofline, waves
 from atoll.sim.fluid import Fluid
 from atoll.sim.loop import Loop
@@ -221,33 +222,10 @@ def test_impossible_settings_are_refused(wrong: Callable[[], object]) -> None:
         wrong()
 
 
-def one_forward_one_backward(stage: int, stages: int, microbatches: int) -> Iterator[tuple[str, int]]:
-    """The order of one stage (PipeDream-Flush): warm up, alternate, drain."""
-    warm_up = min(stages - stage - 1, microbatches)
-    yield from (("f", i) for i in range(warm_up))
-    for i in range(microbatches):
-        if warm_up + i < microbatches:
-            yield "f", warm_up + i
-        yield "b", i
-
-
 @pytest.mark.parametrize(("stages", "microbatches"), [(1, 3), (2, 2), (4, 4), (4, 16), (8, 11)])
 @pytest.mark.parametrize("tie_break", [None, 1])
 def test_a_pipeline_of_one_forward_one_backward_has_its_bubble(
     stages: int, microbatches: int, tie_break: int | None
 ) -> None:
-    loop = Loop(tie_break)
-    fluid = Fluid(loop)
-    ends = {(s, w, i): Event() for s in range(stages) for w in "fb" for i in range(microbatches)}
-    kernels = {"f": Kernel("f", 8, MS), "b": Kernel("b", 8, 2 * MS)}
-    for stage in range(stages):
-        stream = Device(fluid, f"gpu{stage}", Spec(SMS, PEAK, HBM), waves).stream("main")
-        for what, i in one_forward_one_backward(stage, stages, microbatches):
-            neighbour = stage - 1 if what == "f" else stage + 1
-            needed = [ends[neighbour, what, i]] if 0 <= neighbour < stages else []
-            stream.launch(kernels[what], after=needed).then(ends[stage, what, i].set)
-    loop.run()
-    assert all(event.happened for event in ends.values())
-    busy_ms, total_ms = 3 * microbatches, loop.now_ns / 1e6
-    assert total_ms == pytest.approx(3 * (microbatches + stages - 1))
-    assert 1 - busy_ms / total_ms == pytest.approx((stages - 1) / (microbatches + stages - 1))
+    found = bubble(stages, microbatches, tie_break)
+    assert found == pytest.approx((stages - 1) / (microbatches + stages - 1), abs=1e-9)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from atoll.errors import InvalidConfig
+from atoll.reproduce.simulator.queues import erlang_c_wait, md_c_wait
 from atoll.rng import stream
 from atoll.sim.loop import Loop
 from atoll.sim.queue import Census, Queue
@@ -22,20 +23,6 @@ def memoryless(rng: np.random.Generator) -> float:
 
 def even(rng: np.random.Generator) -> float:
     return 1.0
-
-
-def erlang_c_wait(rate: float, servers: int) -> float:
-    """E[Wq] of M/M/c with mean service 1."""
-    below = sum(rate**k / math.factorial(k) for k in range(servers))
-    full = rate**servers / math.factorial(servers) / (1 - rate / servers)
-    return full / (below + full) / (servers - rate)
-
-
-def md_c_wait(rate: float, servers: int) -> float:
-    """E[Wq] of M/D/c, to about 1.5 % (Cosmetatos, 1975)."""
-    load = rate / servers
-    more = (1 - load) * (servers - 1) * (math.sqrt(4 + 5 * servers) - 2) / (16 * load * servers)
-    return erlang_c_wait(rate, servers) / 2 * (1 + more)
 
 
 def waits(rate: float, servers: int, service: Service, jobs: int, seed: int) -> tuple[float, list[float]]:

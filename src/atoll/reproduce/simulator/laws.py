@@ -53,9 +53,9 @@ def laws(full: bool, seed: int, say: Say) -> Iterator[Line]:
     yield Line("4c", claim, "steps at multiples of the SMs", measured, judged(ok), "simulated")
 
 
-def bubble(stages: int, microbatches: int) -> float:
+def bubble(stages: int, microbatches: int, tie_break: int | None = None) -> float:
     """Share of its time that a stage of a 1F1B pipeline idles; backward takes twice as long as forward."""
-    loop = Loop()
+    loop = Loop(tie_break)
     fluid = Fluid(loop)
     ends = {(s, w, i): Event() for s in range(stages) for w in "fb" for i in range(microbatches)}
     kernels = {"f": Kernel("f", _SMS, _MS), "b": Kernel("b", _SMS, 2 * _MS)}
