@@ -79,3 +79,43 @@ class Deadlock(AtollError):
 
 class RealIoInVirtualTime(AtollError):
     """Code in virtual time tried to touch a real socket, file descriptor, process or thread pool."""
+
+
+class RequestFailed(AtollError):
+    """A model gave no answer, or no whole one."""
+
+
+class NotServed(RequestFailed):
+    """There is no such model here; the message names those there are."""
+
+
+class InvalidRequest(RequestFailed):
+    """The request makes no sense. `field` is the one to mend."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ContextExceeded(InvalidRequest):
+    """Prompt and answer together are longer than what the model can look at."""
+
+
+class Overloaded(RequestFailed):
+    """Too many ask at once. Nothing was begun; come back after `retry_s` seconds."""
+
+    def __init__(self, message: str, retry_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
+class Draining(Overloaded):
+    """The server takes no more requests: it is about to end, or not ready yet."""
+
+
+class DeadlinePassed(RequestFailed):
+    """The answer was not there in time."""
+
+
+class EngineLost(RequestFailed):
+    """The engine died while it answered. It is being started again; ask again."""

@@ -1,0 +1,144 @@
+"""Interface: a model that answers. What asks it, what wraps it and what is it all meet here.
+
+An endpoint may be an engine on this machine, a pool of them, a router, a cache, or a server elsewhere (`Upstream`).
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from atoll.model.api import Tokenizer
+
+Finish = Literal["stop", "length", "aborted", "deadline"]
+
+
+class Text(msgspec.Struct, frozen=True, tag="text"):
+    """A prompt to go on from."""
+
+    text: str
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """The same, as tokens."""
+
+    tokens: tuple[int, ...]
+
+
+class Conversation(msgspec.Struct, frozen=True, tag="conversation"):
+    """A chat to answer, and the functions that may be called, both as OpenAI's clients send them."""
+
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+Prompt = Text | Tokens | Conversation
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are drawn. Temperature 0: always the likeliest. `top_k` 0, `top_p` 1 and `min_p` 0 leave out none.
+
+    The same seed and request give the same tokens, whatever else is asked at the time.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bias: Mapping[int, float] = {}
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer that is wanted. `id` is unique.
+
+    `max_tokens` None: as many as fit. `stop`: texts at which the answer ends, before them. `logprobs`: with each token
+    its log-probability and those of so many likelier ones; None: none. `prompt_logprobs`: the same of the prompt.
+    `grammar`: what the answer must match, in llguidance's serialised form. `priority`: lower goes first.
+    `deadline_s`: from now on, for the whole answer. `labels`: what a router or scheduler may want to know beside.
+    """
+
+    id: str
+    model: str
+    prompt: Prompt
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    ignore_end: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    grammar: str | None = None
+    priority: int = 0
+    deadline_s: float | None = None
+    session: str = ""
+    labels: Mapping[str, str] = {}
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """A token and its log-probability in the model's own distribution: before temperature, penalties and bias.
+
+    `top`: likelier and less likely ones, (token, its text, log-probability). The first token of a prompt has none.
+    """
+
+    token: int
+    text: str
+    nbytes: bytes
+    logprob: float | None
+    top: tuple[tuple[int, str, bytes, float], ...] = ()
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is more of an answer. The texts together are the answer; a text may be empty.
+
+    `chosen` where log-probabilities were asked for; its tokens may belong to text that comes later. The last delta has
+    `finish`, and no other. `prompt`: the prompt's tokens, on the first where `prompt_logprobs` were asked for.
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
+    prompt: tuple[Chosen, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    finish: Finish | None = None
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy it is. Pages are those of keys and values; 0 of 0 where nobody knows."""
+
+    running: int = 0
+    waiting: int = 0
+    pages: int = 0
+    free_pages: int = 0
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that can be asked for. `created`: seconds since 1970."""
+
+    name: str
+    context: int
+    created: int
+    chat: bool = True
+
+
+class Endpoint(Protocol):
+    """A model, or several, that answer."""
+
+    def generate(self, request: Request) -> AsyncIterator[Delta]:
+        """The answer, as it comes. Closing the iterator (`aclose`) gives it up and frees all it held.
+
+        Errors, before the first delta or after any: `NotServed` (no such model), `InvalidRequest` (names the field),
+        `ContextExceeded`, `Overloaded` (asks to come back), `DeadlinePassed`, `EngineLost`.
+        """
+
+    def load(self) -> Load: ...
+
+    def describe(self) -> tuple[Served, ...]:
+        """Empty while none is ready."""
+
+    def tokenizer(self, model: str) -> Tokenizer | None:
+        """That of the model; None where only the server elsewhere has it. `NotServed` for one that isn't there."""
