@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from atoll.errors import LabUnavailable
+from atoll.group.wiring.wire import RECONNECT_S
 from atoll.net import lab
 from atoll.net.lab import Lab, Shape
 from atoll.reproduce.api import Line, Say, judged
@@ -81,7 +82,8 @@ def silent_partition(say: Say) -> Line:
         cut = time.time()
         survivors = _until(heard, lambda said: said["event"] == "lost", {1, 2}, 20.0)
         _until(heard, lambda said: said["event"] == "step" and said["world"] == 2, {1, 2}, 20.0)
-        alone = _until(heard, lambda said: said["event"] == "failed", {3}, 20.0)
+        say("the one cut off looks for the master")
+        alone = _until(heard, lambda said: said["event"] == "failed", {3}, RECONNECT_S + 20.0)
         for process in processes:
             process.kill()
     slowest = max((said["at"] - cut for said in survivors.values()), default=float("inf"))
@@ -90,7 +92,7 @@ def silent_partition(say: Say) -> Line:
     return Line(
         "3c",
         "a silent partition (no FIN): survivors go on; the one cut off learns of it too",
-        "<= 3 s; MasterLost",
+        f"<= 3 s; MasterLost when {RECONNECT_S:.0f} s of looking for it are over",
         f"survivors after {slowest:.1f} s, inputs {'intact' if intact else 'NOT intact'}; the one cut off: "
         f"{alone[3]['kind'] if alone else 'nothing'} after {cut_off:.1f} s",
         judged(slowest <= 3.0 and len(survivors) == 2 and intact and bool(alone) and alone[3]["kind"] == "MasterLost"),
