@@ -90,9 +90,8 @@ def load(body: bytes) -> None:
     for name in file.tensors:
         with suppress(InvalidData):
             assert file.numbers(name).nbytes <= 64 * len(body), "more than the file can hold"
-    model = None
     with suppress(InvalidData):
-        model = llama.read_model(file)
+        model = llama.read(file).transformer()
         assert sum(weight.numel() for weight in model.parameters()) <= 8 * len(body)
     tokenizer = read_tokenizer(file)
     tokens = tokenizer.encode("abba <|end|>")

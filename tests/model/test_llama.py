@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from atoll.errors import InvalidData
 from atoll.model import llama
 from atoll.model.gguf import GGUF
-from atoll.model.transformer import _rotate
+from atoll.model.transformer import rotate
 from tests.model.gguf_files import HEADS, KEY_HEADS, LAYERS, TOKENS, WIDTH, gguf, metadata, tensors
 
 
@@ -33,7 +33,7 @@ def test_attention_scores_are_those_of_the_files_own_layout():
     shape = (WIDTH, WIDTH)
     q = np.frombuffer(held["blk.0.attn_q.weight"][2], "<f4").reshape(shape)
     k = np.frombuffer(held["blk.0.attn_k.weight"][2], "<f4").reshape(WIDTH * KEY_HEADS // HEADS, WIDTH)
-    model = llama.read_model(file())
+    model = llama.read(file()).transformer()
     x = np.random.default_rng(5).normal(size=(9, WIDTH)).astype(np.float32)
 
     def scores(queries, keys):
@@ -48,7 +48,7 @@ def test_attention_scores_are_those_of_the_files_own_layout():
     rotation = (model.model.cos[:9], model.model.sin[:9])
     with torch.inference_mode():
         ours = [
-            _rotate(projection(torch.from_numpy(x)).view(1, 9, -1, head), rotation)[0].numpy()
+            rotate(projection(torch.from_numpy(x)).view(1, 9, -1, head), rotation)[0].numpy()
             for projection in (attention.q_proj, attention.k_proj)
         ]
     np.testing.assert_allclose(scores(*ours), wanted, atol=1e-3, rtol=1e-4)
@@ -91,7 +91,7 @@ def test_logits_are_those_of_transformers_with_the_files_weights(tied):
     theirs.load_state_dict(state, strict=not tied)
     x = torch.from_numpy(np.random.default_rng(0).integers(len(TOKENS), size=(2, 60)))
     with torch.inference_mode():
-        torch.testing.assert_close(llama.read_model(file(tied=tied))(x), theirs(x).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(llama.read(file(tied=tied)).transformer()(x), theirs(x).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_packed_rows_in_our_order_unpack_to_the_models_weights():
@@ -101,13 +101,14 @@ def test_packed_rows_in_our_order_unpack_to_the_models_weights():
             packed = quantize(np.frombuffer(data, "<f4").reshape(shape), GGMLQuantizationType.Q8_0)
             held[name] = (8, shape, packed.tobytes())
     packed_file = file(changed_tensors=held)
-    weights = dict(llama.read_model(packed_file).named_parameters())
-    for place in llama.places(llama.read_config(packed_file)):
-        rows = llama.rows(packed_file, place)
-        packing = packed_file.packing(place.stored)
-        unpacked = packing.unpack(np.ascontiguousarray(rows).reshape(-1, packing.nbytes))
-        np.testing.assert_array_equal(unpacked.reshape(weights[place.name].shape), weights[place.name].detach())
-        assert rows.flags.writeable == bool(place.heads), "copied without need"
+    packed = llama.read(packed_file)
+    weights = dict(packed.transformer().named_parameters())
+    for place in llama.places(packed.config):
+        if (matrix := packed.matrices.get(place.name)) is None:
+            continue
+        numbers = matrix.packing.unpack(np.ascontiguousarray(matrix.rows).reshape(-1, matrix.packing.nbytes))
+        np.testing.assert_array_equal(numbers.reshape(weights[place.name].shape), weights[place.name].detach())
+        assert matrix.rows.flags.writeable == bool(place.heads), "copied without need"
 
 
 def without(key: str) -> dict:
@@ -123,7 +124,7 @@ def without(key: str) -> dict:
 )  # fmt: skip
 def test_a_missing_field_is_named(key):
     with pytest.raises(InvalidData, match=rf"^a\.gguf: has no {key}$"):
-        llama.read_model(GGUF(Path("a.gguf"), gguf(without(key), tensors())))
+        llama.read(GGUF(Path("a.gguf"), gguf(without(key), tensors())))
 
 
 @pytest.mark.parametrize(
@@ -137,14 +138,14 @@ def test_a_missing_field_is_named(key):
         ({"llama.attention.head_count": 5}, "describes no model known here"),
         ({"llama.block_count": 1 << 31}, "has no tensor blk.2.attn_norm.weight"),
         ({"llama.block_count": 1}, "holds blk.1"),
-        ({"llama.feed_forward_length": 64}, "doesn't fit the model it describes"),
+        ({"llama.feed_forward_length": 64}, "the model it describes takes"),
         ({"llama.context_length": 1 << 31}, "context"),
         ({"split.count": 3}, "split.count is 3"),
     ],
 )
 def test_what_no_model_here_can_be_is_named(changed, named):
     with pytest.raises(InvalidData, match=rf"^a\.gguf: .*{named}"):
-        llama.read_model(file(changed))
+        llama.read(file(changed))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_what_no_model_here_can_be_is_named(changed, named):
         ("blk.1.attn_q.bias", (0, (WIDTH,), bytes(4 * WIDTH)), "holds blk.1.attn_q.bias"),
         ("rope_freqs.weight", (0, (8,), bytes(32)), "holds rope_freqs.weight"),
         ("blk.0.attn_k.weight", (0, (8, WIDTH), bytes(32 * WIDTH)), "blk.0.attn_k.weight is"),
-        ("blk.0.ffn_up.weight", (0, (WIDTH, 96), bytes(4 * 96 * WIDTH)), "layers.0.mlp.up_proj.weight is"),
+        ("blk.0.ffn_up.weight", (0, (WIDTH, 96), bytes(4 * 96 * WIDTH)), "blk.0.ffn_up.weight is"),
     ],
 )
 def test_a_tensor_that_is_missing_left_over_or_misshapen_is_named(name, tensor, named):
@@ -163,4 +164,4 @@ def test_a_tensor_that_is_missing_left_over_or_misshapen_is_named(name, tensor, 
     if tensor is None:
         del changed[name]
     with pytest.raises(InvalidData, match=rf"^a\.gguf: .*{named}"):
-        llama.read_model(file(changed_tensors=changed))
+        llama.read(file(changed_tensors=changed))

@@ -152,13 +152,13 @@ def test_logits_are_those_of_transformers(smollm2):
     text = " ".join(SAMPLE[:5]) + " " + (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     tokens = torch.tensor([loaded.tokenizer.encode(text)[:200]])
     assert tokens.shape == (1, 200)
-    found, wanted = loaded.model(tokens), theirs(tokens).logits
+    found, wanted = loaded.weights.transformer()(tokens), theirs(tokens).logits
     apart = (found - wanted).abs().max().item()
     print(f"largest difference of logits: {apart:.1e}, of {wanted.abs().max():.0f}")
     assert apart < 1e-3
     assert torch.equal(found.argmax(-1), wanted.argmax(-1))
     weights = theirs.state_dict()
-    for name, weight in loaded.model.named_parameters():
+    for name, weight in loaded.weights.transformer().named_parameters():
         assert torch.equal(weight, weights[name]), name
 
 
@@ -168,7 +168,9 @@ def test_logits_are_those_of_transformers(smollm2):
 def test_it_knows_a_capital(smollm2):
     loaded = whole(smollm2)
     prompt = loaded.tokenizer.encode(loaded.chat.text(TALK))
-    said = loaded.model.generate(torch.tensor([prompt]), 9, 0.0, np.random.default_rng(0))[0, len(prompt) :]
+    said = loaded.weights.transformer().generate(torch.tensor([prompt]), 9, 0.0, np.random.default_rng(0))[
+        0, len(prompt) :
+    ]
     assert "Paris" in loaded.tokenizer.decode(said.tolist())
 
 
@@ -195,13 +197,13 @@ def test_a_small_file_is_all_there(tmp_path):
     path.write_bytes(gguf(metadata(), tensors()))
     loaded = load(path)
     assert loaded.name == "Small"
-    assert loaded.model.config.rope_theta == 5000.0
+    assert loaded.weights.transformer().config.rope_theta == 5000.0
     assert loaded.tokenizer.ends == {TOKENS.index("<|end|>")}
     text = loaded.chat.text([{"role": "user", "content": "hello"}])
     assert text == "<|start|>user\nhello<|end|>\n<|start|>assistant\n"
     assert loaded.tokenizer.encode(text)[0] == TOKENS.index("<|start|>")
     assert describe(path, "x").quantisation == "F32"
-    assert describe(path, "x").parameters == loaded.model.config.parameters
+    assert describe(path, "x").parameters == loaded.weights.transformer().config.parameters
 
 
 @pytest.mark.parametrize(
@@ -257,9 +259,9 @@ def test_what_was_trained_here_is_loaded(folder):
     assert (loaded.name, loaded.chat, loaded.tokenizer.ends) == ("mine", None, frozenset())
     assert loaded.tokenizer.encode("é") == list("é".encode())
     x = torch.arange(16)[None]
-    assert torch.equal(loaded.model(x), Transformer(loaded.model.config)(x))
+    assert torch.equal(loaded.weights.transformer()(x), Transformer(loaded.weights.transformer().config)(x))
     about = describe(folder, "mine")
-    assert (about.parameters, about.quantisation) == (loaded.model.config.parameters, "F32")
+    assert (about.parameters, about.quantisation) == (loaded.weights.transformer().config.parameters, "F32")
 
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "named", "chat_template.jinja"])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from atoll.model.transformer import Transformer
+from atoll.model.packed import Packed
 
 Message = Mapping[str, Any]
 """Of a chat, as OpenAI's clients send it: at least a `role` and a `content`."""
@@ -42,6 +42,9 @@ class Tokenizer(Protocol):
     def decode(self, tokens: Sequence[int]) -> str:
         """The text, without special tokens; bytes that are no UTF-8 become U+FFFD. ValueError for no token."""
 
+    def spelling(self, token: int) -> bytes:
+        """What it stands for: a part of a character, maybe; nothing for a special token. ValueError for no token."""
+
     def pieces(self) -> Pieces:
         """A new stream, whose pieces together are what `decode` gives."""
 
@@ -61,6 +64,6 @@ class Loaded:
     """A model with all that belongs to it. `chat` is None for one that has learnt no conversations."""
 
     name: str
-    model: Transformer
+    weights: Packed
     tokenizer: Tokenizer
     chat: Chat | None

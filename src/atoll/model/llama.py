@@ -6,18 +6,15 @@ apart; so these files hold the rows of q and k in another order, which is undone
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from atoll.errors import InvalidConfig, InvalidData, InvalidTensor
+from atoll.errors import InvalidConfig, InvalidData
 from atoll.model.gguf import GGUF
-from atoll.model.transformer import Transformer, TransformerConfig
-
-Scalar = TypeVar("Scalar", bound=np.generic)
+from atoll.model.packed import Matrix, Packed
+from atoll.model.transformer import MOST_ROTATIONS, TransformerConfig
 
 ARCHITECTURE: Final = "llama"
 _LAYER: Final = {  # GGUF's: Hugging Face's and ours
@@ -36,10 +33,12 @@ _OUTSIDE: Final = {"token_embd": "model.embed_tokens", "output_norm": "model.nor
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight is in the file, and where in a `Transformer`. `heads`: those whose rows have to be reordered."""
+    """Where a weight is in the file, where in a `Transformer`, and its shape. `heads`: those whose rows have to be
+    reordered."""
 
     stored: str
     name: str
+    shape: tuple[int, ...]
     heads: int = 0
 
 
@@ -73,48 +72,61 @@ def read_config(file: GGUF) -> TransformerConfig:
 
 def places(config: TransformerConfig) -> Iterator[Place]:
     """Every weight."""
+    width, keys, hidden = config.width, config.key_heads * config.head_width, config.mlp_width
     for stored, name in _OUTSIDE.items():
         if name != "lm_head" or not config.tie_embeddings:
-            yield Place(f"{stored}.weight", f"{name}.weight")
+            shape = (width,) if name == "model.norm" else (config.vocab_size, width)
+            yield Place(f"{stored}.weight", f"{name}.weight", shape)
     heads = {"attn_q": config.heads, "attn_k": config.key_heads}
+    shapes = {
+        "attn_q": (width, width),
+        "attn_k": (keys, width),
+        "attn_v": (keys, width),
+        "attn_output": (width, width),
+        "ffn_gate": (hidden, width),
+        "ffn_up": (hidden, width),
+        "ffn_down": (width, hidden),
+    }
     for layer in range(config.layers):
         for stored, name in _LAYER.items():
-            yield Place(f"blk.{layer}.{stored}.weight", f"model.layers.{layer}.{name}.weight", heads.get(stored, 0))
+            place = f"blk.{layer}.{stored}.weight"
+            yield Place(
+                place, f"model.layers.{layer}.{name}.weight", shapes.get(stored, (width,)), heads.get(stored, 0)
+            )
 
 
-def half_a_head_apart(rows: NDArray[Scalar], heads: int) -> NDArray[Scalar]:
-    """Rows of q or k [rows, ...] in the order of `Transformer`; whether they are packed or not. A copy."""
+def half_a_head_apart(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]:
+    """Packed rows of q or k [rows, bytes] in the order of `Transformer`. A copy."""
     neighbours: NDArray[Any] = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(neighbours.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def rows(file: GGUF, place: Place) -> NDArray[np.uint8]:
-    """A weight's packed rows in the order of `Transformer`: a view of the file where that is the file's order."""
-    found = file.rows(place.stored)
-    return half_a_head_apart(found, place.heads) if place.heads else found
-
-
-def read_model(file: GGUF) -> Transformer:
-    """The model, in float32. InvalidData names what is missing, left over or of another shape than the model's."""
+def read(file: GGUF) -> Packed:
+    """The weights; matrices stay in the file until they are used. InvalidData names what is missing, left over or of
+    another shape than the model's."""
     config = read_config(file)
-    weights: dict[str, Tensor] = {}
+    matrices, vectors = dict[str, Matrix](), dict[str, NDArray[np.float32]]()
     taken = set[str]()
     for place in places(config):
-        numbers = file.numbers(place.stored)
-        if place.heads:
-            if numbers.ndim != 2 or len(numbers) != place.heads * config.head_width:
-                raise InvalidData(f"{file.path}: {place.stored} is {list(numbers.shape)}, not of {place.heads} heads")
-            numbers = half_a_head_apart(numbers, place.heads)
-        weights[place.name] = torch.from_numpy(numbers)
+        packing = file.packing(place.stored)
+        shape = file.tensors[place.stored].shape
+        if shape != place.shape:
+            raise InvalidData(
+                f"{file.path}: {place.stored} is {list(shape)}; the model it describes takes {list(place.shape)}"
+            )
+        if len(shape) == 2:
+            rows = file.rows(place.stored)
+            matrices[place.name] = Matrix(half_a_head_apart(rows, place.heads) if place.heads else rows, packing)
+        else:
+            vectors[place.name] = file.numbers(place.stored)
         taken.add(place.stored)
     if foreign := file.tensors.keys() - taken:
         raise InvalidData(
             f"{file.path}: holds {min(foreign)}, for which a {ARCHITECTURE} model known here has no place"
         )
-    try:
-        return Transformer.holding(config, weights)
-    except InvalidTensor as error:
-        raise InvalidData(f"{file.path}: doesn't fit the model it describes: {error}") from error
+    if config.context * config.head_width > MOST_ROTATIONS:
+        raise InvalidData(f"{file.path}: a context of {config.context} tokens is too long for a model of this width")
+    return Packed(config, matrices, vectors)
 
 
 def _refuse_others(file: GGUF, config: TransformerConfig) -> None:

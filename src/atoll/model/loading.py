@@ -15,6 +15,7 @@ from atoll.model.api import Loaded
 from atoll.model.chat import LARGEST_TEMPLATE, ChatTemplate
 from atoll.model.gguf import GGUF
 from atoll.model.hugging_face import CONFIG, LARGEST_JSON, read_json
+from atoll.model.packed import Packed
 from atoll.model.vocabulary import TextTokenizer, byte_pairs, from_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -52,9 +53,9 @@ def _load_gguf(path: Path) -> Loaded:
     file = GGUF.open(path)
     tokenizer = read_tokenizer(file)
     chat = read_chat(file, tokenizer)
-    model = llama.read_model(file)
-    _check_sizes(path, tokenizer, model.config.vocab_size)
-    return Loaded(file.optional("general.name", path.stem), model, tokenizer, chat)
+    weights = llama.read(file)
+    _check_sizes(path, tokenizer, weights.config.vocab_size)
+    return Loaded(file.optional("general.name", path.stem), weights, tokenizer, chat)
 
 
 def read_tokenizer(file: GGUF) -> TextTokenizer:
@@ -151,7 +152,7 @@ def _load_folder(folder: Path) -> Loaded:
         chat = _template(*source, tokens)
     model = hugging_face.read_model(folder)
     _check_sizes(folder / TOKENIZER, tokenizer, model.config.vocab_size)
-    return Loaded(folder.resolve().name, model, tokenizer, chat)
+    return Loaded(folder.resolve().name, Packed.of(model), tokenizer, chat)
 
 
 _SETTINGS: Final = (CONFIG, TOKENIZER_CONFIG, GENERATION_CONFIG)

@@ -128,8 +128,9 @@ def _q6_k(blocks: Blocks) -> Numbers:
     return scales[..., None] * whole.reshape(-1, 16, 16)
 
 
+FLOAT32: Final = Packing("F32", 1, 4, _float32)
 PACKINGS: Final = {
-    0: Packing("F32", 1, 4, _float32),
+    0: FLOAT32,
     1: Packing("F16", 1, 2, _float16),
     2: Packing("Q4_0", 32, 18, _q4_0),
     3: Packing("Q4_1", 32, 20, _q4_1),

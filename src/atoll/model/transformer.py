@@ -100,8 +100,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_width)
-        q = _rotate(self.q_proj(x).view(heads), rotation).transpose(1, 2)
-        k = _rotate(self.k_proj(x).view(heads), rotation).transpose(1, 2)
+        q = rotate(self.q_proj(x).view(heads), rotation).transpose(1, 2)
+        k = rotate(self.k_proj(x).view(heads), rotation).transpose(1, 2)
         v = self.v_proj(x).view(heads).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
@@ -249,6 +249,6 @@ def _rotation(config: TransformerConfig) -> Rotation:
     return torch.cat((angle.cos(), angle.cos()), -1), torch.cat((-angle.sin(), angle.sin()), -1)
 
 
-def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = rotation
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

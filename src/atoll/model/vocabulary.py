@@ -106,6 +106,10 @@ class TextTokenizer:
         stream = self.pieces()
         return "".join([*map(stream.push, tokens), stream.end()])
 
+    def spelling(self, token: int) -> bytes:
+        """See `api.Tokenizer`."""
+        return _bytes_of(token, self._stands_for)
+
     def pieces(self) -> TextPieces:
         """See `api.Tokenizer`."""
         return TextPieces(self._stands_for, (_Trimming if self._trim else IncrementalDecoder)("replace"))
