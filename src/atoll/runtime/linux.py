@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-Popen = subprocess.Popen[str]
+Popen = subprocess.Popen[Any]
 Job = tuple["Future[Popen]", Sequence[str], dict[str, Any]]
 
 

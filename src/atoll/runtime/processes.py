@@ -24,7 +24,7 @@ from typing import Any, Self
 import psutil
 
 if sys.platform == "linux":
-    from atoll.runtime.linux import popen
+    from atoll.runtime.linux import popen as popen
 else:
     popen = subprocess.Popen
 

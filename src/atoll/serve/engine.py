@@ -1,0 +1,270 @@
+"""Program: the engine: requests in, tokens out, one step after the other.
+
+    schedule -> pass the model -> draw -> advance
+
+`Scheduler` decides what runs, a `PagedModel` computes, `draw` picks tokens. Time is that of the current node, so the
+same engine runs in virtual time.
+"""
+
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass, field
+from math import inf
+
+from atoll.cost import Op
+from atoll.endpoint.api import Chosen, Delta, Finish, Load, Request, Tokens
+from atoll.errors import ContextExceeded, InvalidRequest, Overloaded
+from atoll.model.api import Tokenizer
+from atoll.model.paged import PAGE_TOKENS, Logits, PagedModel, Slice
+from atoll.model.speculative import lookup
+from atoll.runtime.api import here
+from atoll.serve.answer import Answer
+from atoll.serve.grammar import Grammar, Grammars
+from atoll.serve.pool import KvPool
+from atoll.serve.sampling import Row, draw, likeliest, log_probabilities
+from atoll.serve.scheduler import Limits, Run, Scheduler, Step
+from atoll.serve.sequence import Sequence
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request under way."""
+
+    request: Request
+    sequence: Sequence
+    answer: Answer
+    grammar: Grammar | None
+    until: float
+    ends: frozenset[int]
+    scored: list[Chosen] = field(default_factory=list)
+    """The prompt's tokens, where they are asked for."""
+    told: bool = False
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has happened since the engine was made."""
+
+    steps: int = 0
+    tokens: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+class Engine:
+    """One model and all who ask it. `guesses`: how many tokens are guessed ahead; 0: none."""
+
+    def __init__(self, model: PagedModel, tokenizer: Tokenizer, limits: Limits, guesses: int = 0) -> None:
+        self.model, self.tokenizer, self.limits, self.guesses = model, tokenizer, limits, guesses
+        self.scheduler = Scheduler(KvPool(model.pages, PAGE_TOKENS), limits)
+        self.counts = Counts()
+        self._asked: dict[str, _Asked] = {}
+        self._arrivals = 0
+        self._grammars = Grammars(tokenizer)
+
+    @property
+    def busy(self) -> bool:
+        """Is there anything to do?"""
+        return bool(self._asked)
+
+    def load(self) -> Load:
+        pool = self.scheduler.pool
+        running, waiting = len(self.scheduler.running), len(self.scheduler.waiting)
+        return Load(running=running, waiting=waiting, pages=pool.pages, free_pages=pool.free)
+
+    def add(self, request: Request) -> None:
+        """It will be answered by `step`. InvalidRequest, ContextExceeded or Overloaded: it will not."""
+        if request.id in self._asked:
+            raise InvalidRequest("id", f"{request.id} is being answered already")
+        prompt = self._prompt(request)
+        limit = self._limit(request, len(prompt))
+        if len(self.scheduler.waiting) >= self.limits.waiting:
+            raise Overloaded(f"{len(self.scheduler.waiting)} requests wait already, as many as may")
+        ends = self._ends(request)
+        sequence = Sequence(
+            request.id,
+            prompt,
+            (request.priority, self._arrivals),
+            request.sampling,
+            limit,
+            ends=ends,
+            wants_prompt=request.prompt_logprobs,
+        )
+        self._arrivals += 1
+        answer = Answer(self.tokenizer, request.stop, silent=ends)
+        grammar = self._grammars.open(request.grammar) if request.grammar is not None else None
+        until = inf if request.deadline_s is None else here().now() + request.deadline_s
+        self._asked[request.id] = _Asked(request, sequence, answer, grammar, until, ends)
+        self.scheduler.add(sequence)
+
+    def drop(self, id: str) -> None:
+        """Nobody wants this answer any more. One that is over is no error."""
+        asked = self._asked.pop(id, None)
+        if asked is not None:
+            self.scheduler.drop(asked.sequence)
+
+    def step(self) -> list[tuple[str, Delta]]:
+        """What came of a step, by request."""
+        said = self._late()
+        step = self.scheduler.schedule()
+        self.counts.preemptions += step.preempted
+        if not step.runs:
+            return said
+        logits, at = self._pass(step), 0
+        for run in step.runs:
+            rows = logits[at : at + run.wanted]
+            at += run.wanted
+            delta = self._advance(self._asked[run.sequence.id], run, rows)
+            if delta is not None:
+                said.append((run.sequence.id, delta))
+        self.counts.steps += 1
+        self.counts.tokens += step.tokens
+        return said
+
+    # -- a request ----------------------------------------------------------------------------------------------------
+
+    def _prompt(self, request: Request) -> tuple[int, ...]:
+        if not isinstance(request.prompt, Tokens):
+            raise InvalidRequest("prompt", "an engine takes tokens")
+        prompt = request.prompt.tokens
+        if not prompt:
+            raise InvalidRequest("prompt", "the prompt is empty")
+        vocab = self.model.config.vocab_size
+        if min(prompt) < 0 or max(prompt) >= vocab:
+            raise InvalidRequest("prompt", f"the prompt has a token outside 0 to {vocab - 1}")
+        return prompt
+
+    def _limit(self, request: Request, prompt: int) -> int:
+        """The most tokens the answer may have."""
+        context = min(self.model.config.context, self.model.pages * PAGE_TOKENS)
+        room = context - prompt
+        asked = request.max_tokens
+        if room < (1 if asked is None else asked):
+            raise ContextExceeded(
+                "prompt" if room < 1 else "max_tokens",
+                f"the prompt has {prompt} tokens and the answer may have {asked or 1}; "
+                f"the context has room for {context}",
+            )
+        return room if asked is None else asked
+
+    def _ends(self, request: Request) -> frozenset[int]:
+        ends = frozenset(request.stop_tokens)
+        return ends if request.ignore_end else ends | self.tokenizer.ends
+
+    def _late(self) -> list[tuple[str, Delta]]:
+        now = here().now()
+        late = [asked for asked in self._asked.values() if asked.until <= now]
+        for asked in late:
+            self.drop(asked.request.id)
+        return [(asked.request.id, Delta(finish="deadline")) for asked in late]
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+
+    def _pass(self, step: Step) -> Logits:
+        for sequence, pages in step.save:
+            sequence.saved = self.model.save(pages)
+        for sequence, pages in step.restore:
+            self.model.restore(pages, sequence.saved)
+            sequence.saved = None
+        slices = [Slice(run.tokens, run.sequence.computed, run.sequence.pages, run.wanted) for run in step.runs]
+        return here().compute(operation(slices), lambda: self.model.forward(slices))
+
+    def _advance(self, asked: _Asked, run: Run, rows: Logits) -> Delta | None:
+        """Draw what can be drawn, and say what can be said."""
+        sequence, request = asked.sequence, asked.request
+        first = sequence.computed
+        if request.prompt_logprobs and first < len(sequence.prompt):
+            self._score(asked, first, rows)
+        rows = rows[len(rows) - 1 - len(sequence.draft) :] if run.draws else rows[:0]
+        new = self.scheduler.advance(run, self._draw(asked, rows))
+        if sequence.missing and not run.draws:
+            return None
+        text, used = "", 0
+        for row, token in zip(rows, new, strict=False):
+            chosen = None if request.logprobs is None else self._chosen(row, token, request.logprobs)
+            text += asked.answer.push(token, chosen)
+            used += 1
+            if asked.answer.finish:
+                break
+        finish = self._finish(asked)
+        if finish:
+            text += asked.answer.end(finish)
+        first_delta = not asked.told
+        asked.told = True
+        if first_delta:
+            self.counts.prompt_tokens += len(sequence.prompt)
+            self.counts.cached_tokens += sequence.cached or 0
+        if finish:
+            self.drop(request.id)
+        elif self.guesses and asked.grammar is None:
+            sequence.draft = lookup(sequence.tokens, self.guesses)
+        return Delta(
+            text=text,
+            tokens=tuple(new[:used]),
+            chosen=asked.answer.told(),
+            prompt=tuple(asked.scored) if first_delta else (),
+            prompt_tokens=len(sequence.prompt),
+            cached_tokens=sequence.cached or 0,
+            finish=finish,
+        )
+
+    def _draw(self, asked: _Asked, rows: Logits) -> list[int]:
+        """The token after the run, and after each guess that was right. `rows` are the logits there, or none."""
+        sequence, grammar = asked.sequence, asked.grammar
+        said, drawn = sequence.tokens[len(sequence.prompt) :], list[int]()
+        for row, guess in zip(rows, [*sequence.draft, None], strict=False):
+            place = len(said) + len(drawn)
+            banned = asked.ends if place < asked.request.min_tokens else ()
+            if grammar is not None:
+                row = grammar.allowed(row)
+            drawn.append(draw(row, sequence.sampling, place, said + drawn, banned))
+            if grammar is not None:
+                grammar.take(drawn[-1])
+            if drawn[-1] != guess:
+                break
+        self.counts.drafted += len(sequence.draft)
+        self.counts.accepted += max(0, len(drawn) - 1)
+        return drawn
+
+    def _finish(self, asked: _Asked) -> Finish | None:
+        sequence = asked.sequence
+        if asked.answer.finish:
+            return asked.answer.finish
+        if sequence.answered and sequence.tokens[-1] in asked.ends:
+            return "stop"
+        if asked.grammar is not None and asked.grammar.over:
+            return "stop"
+        return "length" if sequence.over else None
+
+    # -- log-probabilities --------------------------------------------------------------------------------------------
+
+    def _score(self, asked: _Asked, first: int, rows: Logits) -> None:
+        """The prompt's tokens from `first + 1` on, by the rows of those before them."""
+        prompt, top = asked.sequence.prompt, asked.request.logprobs or 0
+        if not asked.scored:
+            asked.scored.append(self._spelled(prompt[0], None))
+        for row, token in zip(rows, prompt[first + 1 : first + 1 + len(rows)], strict=False):
+            asked.scored.append(self._chosen(row, token, top))
+
+    def _chosen(self, row: Row, token: int, top: int) -> Chosen:
+        values = log_probabilities(row)
+        others = likeliest(values, top)
+        return self._spelled(token, float(values[token]), tuple((each, float(values[each])) for each in others))
+
+    def _spelled(self, token: int, logprob: float | None, top: Listed[tuple[int, float]] = ()) -> Chosen:
+        def text(spelling: bytes) -> str:
+            return spelling.decode(errors="replace")
+
+        spelling = self.tokenizer.spelling(token)
+        others = tuple((each, text(s), s, value) for each, value in top for s in (self.tokenizer.spelling(each),))
+        return Chosen(token, text(spelling), spelling, logprob, others)
+
+
+def operation(slices: Listed[Slice]) -> Op:
+    """A pass of these slices, as cost models know it."""
+    decoding = [s for s in slices if len(s.tokens) == 1]
+    prefill = sum(len(s.tokens) for s in slices) - len(decoding)
+    context = sum(s.start + len(s.tokens) for s in slices)
+    return Op("engine_step", prefill_tokens=prefill, batch=len(slices), context_tokens=context)
