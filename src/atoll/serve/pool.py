@@ -4,6 +4,7 @@ Pages as in PagedAttention (Kwon et al., 2023, arXiv 2309.06180); whole pages ar
 before them, compared token by token, so that nobody can be given another's text by a collision of hashes.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,7 +34,7 @@ class KvPool:
         self.page_tokens = page_tokens
         self._pages = [_Page() for _ in range(pages)]
         self._free = list(range(pages - 1, -1, -1))
-        self._idle: dict[int, None] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
         """Unused, but findable; the longest unused first."""
         self._found: dict[tuple[int, tuple[int, ...]], int] = {}
         """A beginning and the tokens after it: the page of those tokens."""
@@ -97,8 +98,7 @@ class KvPool:
         return Beginning(whole, node)
 
     def _evicted(self) -> int:
-        page = next(iter(self._idle))
-        del self._idle[page]
+        page, _ = self._idle.popitem(last=False)
         held = self._pages[page]
         del self._found[held.key]
         held.node = ROOT

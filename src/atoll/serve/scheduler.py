@@ -95,17 +95,26 @@ class Scheduler:
         sequence, guesses = run.sequence, len(run.sequence.draft)
         sequence.draft = []
         sequence.computed += len(run.tokens) - guesses
-        new = list(drawn[: sequence.limit - sequence.answered])
-        end = next((i for i, token in enumerate(new) if token in sequence.ends), len(new))
-        del new[end + 1 :]
+        new = list[int]()
+        for token in drawn[: sequence.limit - sequence.answered]:
+            new.append(token)
+            if token in sequence.ends:
+                break
         sequence.computed += max(0, len(new) - 1)
         sequence.tokens += new
-        sequence.kept = self.pool.keep(sequence.pages, sequence.tokens[: sequence.computed], sequence.kept)
+        whole = sequence.computed // self.pool.page_tokens
+        if whole > sequence.kept.pages:
+            passed = sequence.tokens[: whole * self.pool.page_tokens]
+            sequence.kept = self.pool.keep(sequence.pages, passed, sequence.kept)
         return new
 
     def steady(self, step: Step) -> int:
         """How many steps in all, this one counted, will be like this one, unless somebody comes, goes or ends."""
-        if self.waiting or len(step.runs) < len(self.running) or any(len(run.tokens) > 1 for run in step.runs):
+        if (
+            self.waiting
+            or len(step.runs) < len(self.running)
+            or any(len(run.tokens) > 1 or not run.draws for run in step.runs)
+        ):
             return 1
         n = self.pool.free * self.pool.page_tokens + 1
         while n > 1 and sum(self._short(run.sequence, n) for run in step.runs) > self.pool.free:

@@ -1,0 +1,184 @@
+"""An engine in a process of its own: answers, refusals, clients that go, an engine that dies."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from atoll.endpoint.api import Conversation, Delta, Request, Sampling, Text, Tokens
+from atoll.errors import ContextExceeded, DeadlinePassed, EngineLost, InvalidRequest, NotServed, Overloaded
+from atoll.model.loading import load
+from atoll.model.saved import save_model
+from atoll.model.tokenizer import ByteTokenizer
+from atoll.serve import instance as driver
+from atoll.serve.instance import Instance, whole
+from atoll.serve.messages import LARGEST, Add, Drop, Setup, Unpacker, packed
+from tests.serve.bytes_model import model
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "model"
+    save_model(path, model(), ByteTokenizer())
+    return path
+
+
+def setup_of(folder: Path, **changed: object) -> Setup:
+    options = {"path": str(folder), "pages": 40, "kernel": "torch", "threads": 1, "batch": 4, "step_tokens": 32}
+    return Setup(**{**options, "waiting": 8, "preemption": "recompute", "guesses": 0, **changed})
+
+
+@asynccontextmanager
+async def running(folder: Path, **changed: object) -> AsyncIterator[Instance]:
+    served = Instance("small", load(folder), setup_of(folder, **changed))
+    await served.start()
+    try:
+        yield served
+    finally:
+        await served.close()
+
+
+def asked(id: str, text: str = "once", **options: object) -> Request:
+    return Request(
+        **{"id": id, "model": "small", "prompt": Text(text), "max_tokens": 12, "sampling": GREEDY, **options}
+    )
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+async def quiet(served: Instance) -> None:
+    """Until nothing runs and nothing waits. An answer more makes the engine tell."""
+    while True:
+        await whole(served.generate(asked(f"look {id(object())} {asyncio.get_running_loop().time()}", max_tokens=1)))
+        load = served.load()
+        if load.free_pages == load.pages:
+            return
+
+
+def test_answers_come_and_are_the_same_beside_each_other(folder):
+    async def work():
+        async with running(folder) as served:
+            assert [each.name for each in served.describe()] == ["small"]
+            alone = await whole(served.generate(asked("a")))
+            assert len(alone.tokens) == 12
+            assert alone.finish == "length"
+            assert alone.prompt_tokens == 4
+            crowd = await asyncio.gather(*(whole(served.generate(asked(f"{i}"))) for i in range(6)))
+            assert {each.text for each in crowd} == {alone.text}
+
+    run(work)
+
+
+def test_what_can_not_be_answered_is_refused_by_its_name(folder):
+    async def work():
+        async with running(folder) as served:
+            for request, error in (
+                (asked("a", model="large"), NotServed),
+                (asked("b", "x" * 300), ContextExceeded),
+                (asked("c", prompt=Tokens((999,))), InvalidRequest),
+                (asked("d", prompt=Conversation(({"role": "user", "content": "hi"},))), InvalidRequest),
+                (asked("e", prompt=Text("\ud800")), InvalidRequest),
+                (asked("f", deadline_s=0.0), DeadlinePassed),
+            ):
+                with pytest.raises(error):
+                    await whole(served.generate(request))
+            assert (await whole(served.generate(asked("g")))).finish == "length"
+
+    run(work)
+
+
+def test_too_many_are_told_to_come_back(folder):
+    async def work():
+        async with running(folder, batch=1, waiting=2) as served:
+            answers = await asyncio.gather(
+                *(whole(served.generate(asked(f"{i}", max_tokens=60))) for i in range(12)), return_exceptions=True
+            )
+            assert any(isinstance(answer, Overloaded) for answer in answers)
+            assert {type(answer) for answer in answers} <= {Delta, Overloaded}
+
+    run(work)
+
+
+def test_who_goes_away_frees_all_it_held(folder):
+    async def work():
+        async with running(folder) as served:
+            async with aclosing(served.generate(asked("a", max_tokens=240))) as stream:
+                async for delta in stream:
+                    assert delta.finish is None
+                    break
+            await quiet(served)
+            steps = served.counts["steps"]
+            await whole(served.generate(asked("b", max_tokens=3)))
+            assert served.counts["steps"] <= steps + 4, "it went on for nobody"
+
+    run(work)
+
+
+def test_an_engine_that_dies_is_said_and_started_again(folder, monkeypatch):
+    monkeypatch.setattr(driver, "AGAIN_S", (0.0,))
+
+    async def work():
+        async with running(folder) as served:
+            stream = served.generate(asked("a", max_tokens=240))
+            await anext(stream)
+            assert served._engine is not None
+            os.kill(served._engine.process.pid, signal.SIGKILL)
+            with pytest.raises(EngineLost, match="started again"):
+                async for _ in stream:
+                    pass
+            assert not served.describe() or served.restarts
+            while not served.describe():
+                await asyncio.sleep(0.01)
+            assert served.restarts == 1
+            assert (await whole(served.generate(asked("b")))).finish == "length"
+
+    run(work)
+
+
+def test_an_engine_that_can_not_begin_says_why(folder, tmp_path):
+    async def work():
+        with pytest.raises(EngineLost, match="nothing"):
+            async with running(folder, path=str(tmp_path / "nothing")):
+                pass
+
+    run(work)
+
+
+def test_no_process_is_left(folder):
+    async def work():
+        async with running(folder) as served:
+            assert served._engine is not None
+            pid = served._engine.process.pid
+        assert not psutil.pid_exists(pid)
+
+    run(work)
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+def test_messages_come_whole_however_they_are_cut():
+    sent = [Add(asked("a")), Drop("a"), Drop("b" * 300)]
+    data = b"".join(map(packed, sent))
+    for size in (1, 3, 7, 1000):
+        unpacker, found = Unpacker.to_engine(), []
+        for at in range(0, len(data), size):
+            found += unpacker.push(data[at : at + size])
+        assert found == sent
+
+
+@pytest.mark.parametrize(
+    "data", [(LARGEST + 1).to_bytes(4, "little"), b"\x01\x00\x00\x00\xc1", b"\x01\x00\x00\x00\x01"]
+)
+def test_what_is_no_message_is_refused(data):
+    with pytest.raises(ValueError):  # noqa: PT011 (msgspec's own are such)
+        Unpacker.to_engine().push(data)

@@ -1,0 +1,145 @@
+"""Virtual engines take the very decisions of real ones, and leaps over like steps change nothing."""
+
+import numpy as np
+import pytest
+
+from atoll.cost import Op
+from atoll.endpoint.api import Request, Sampling, Tokens
+from atoll.runtime.api import settle
+from atoll.serve.engine import Engine
+from atoll.serve.scheduler import Limits
+from atoll.serve.virtual import Logged, VirtualEngine, prompt_tokens
+from atoll.sim.loop import Loop
+from atoll.workload.api import Arrival, Demand, Outcome
+from tests.serve.bytes_model import Bytes
+from tests.serve.page_model import VOCAB, PageModel
+
+
+class Prices:
+    """Seconds of a step, all different, so that a wrong one is seen."""
+
+    def seconds(self, op: Op) -> float:
+        return 1e-3 + 1.7e-5 * op.prefill_tokens + 3.1e-5 * op.batch + 1.3e-7 * op.context_tokens
+
+
+def demands(seed: int, n: int, gap_s: float) -> list[Demand]:
+    rng = np.random.default_rng(seed)
+    at = np.cumsum(rng.exponential(gap_s, n))
+    return [
+        Demand(Arrival(i, float(at[i]), int(rng.integers(1, 120)), f"{i}"), int(rng.integers(1, 90))) for i in range(n)
+    ]
+
+
+def play(some: list[Demand], pages: int, limits: Limits, *, leaps: bool) -> tuple[list[Logged], list[Outcome], int]:
+    loop, log, ended = Loop(), list[Logged](), list[Outcome]()
+    engine = VirtualEngine(loop, Prices(), pages, limits, ended.append, log=log, leaps=leaps)
+    for demand in some:
+        loop.post(round(demand.arrival.at_s * 1e9), engine.ask, demand, demand.arrival.at_s)
+    loop.run()
+    assert engine.load == 0
+    assert engine.scheduler.pool.free == pages
+    return log, ended, loop.count
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_leaps_change_nothing(seed):
+    rng = np.random.default_rng(seed)
+    limits = Limits(
+        batch=int(rng.integers(1, 9)),
+        step_tokens=None if rng.random() < 0.2 else int(rng.integers(1, 90)),
+        waiting=int(rng.integers(1, 30)),
+        preemption=str(rng.choice(["recompute", "swap"])),
+    )
+    some = demands(seed, 40, gap_s=float(rng.choice([0.005, 0.05, 0.3])))
+    pages = int(rng.integers(14, 60))
+    one_by_one = play(some, pages, limits, leaps=False)
+    leaping = play(some, pages, limits, leaps=True)
+    assert leaping[0] == one_by_one[0]
+    assert leaping[1] == one_by_one[1]
+    assert leaping[2] <= one_by_one[2]
+
+
+class Charged:
+    """A node whose time passes by prices; requests are added while it does."""
+
+    def __init__(self, arrive):
+        self.now_ns, self.arrive, self.log = 0, arrive, list[Logged]()
+
+    def now(self) -> float:
+        return self.now_ns * 1e-9
+
+    def compute(self, op: Op, fn):
+        self.now_ns += max(1, round(Prices().seconds(op) * 1e9))
+        result = fn()
+        self.arrive(self.now_ns)
+        return result
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_real_engine_takes_the_same_steps(seed):
+    """Its model is passed real pages; its time is charged by the same prices. The sequence of decisions is equal."""
+    rng = np.random.default_rng(seed)
+    limits = Limits(batch=4, step_tokens=int(rng.integers(8, 60)), preemption="recompute")
+    some = demands(seed, 25, gap_s=0.03)
+    pages = int(rng.integers(14, 40))
+    wanted, _, _ = play(some, pages, limits, leaps=True)
+
+    engine = Engine(PageModel(pages), Bytes(), limits)
+    coming = list(some)
+    log: list[Logged] = []
+
+    def arrive(until_ns: int) -> None:
+        while coming and round(coming[0].arrival.at_s * 1e9) <= until_ns:
+            demand = coming.pop(0)
+            tokens = [
+                (demand.arrival.number * 31 + i * 7) % (VOCAB - 1) + 1 for i in range(demand.arrival.prompt_tokens)
+            ]
+            engine.add(
+                Request(
+                    id=str(demand.arrival.number), model="m", prompt=Tokens(tuple(tokens)), ignore_end=True,
+                    max_tokens=demand.output_tokens, sampling=Sampling(temperature=0),
+                )
+            )  # fmt: skip
+
+    node = Charged(lambda now_ns: None)
+    schedule = engine.scheduler.schedule
+
+    def noted():
+        step = schedule()
+        if step.runs:
+            log.append((node.now_ns, tuple((run.sequence.id, len(run.tokens)) for run in step.runs)))
+        return step
+
+    engine.scheduler.schedule = noted
+    node.arrive = arrive
+    settle(node)
+    try:
+        while coming or engine.busy:
+            if not engine.busy:
+                node.now_ns = round(coming[0].arrival.at_s * 1e9)
+                arrive(node.now_ns)
+            engine.step()
+    finally:
+        settle(None)
+    assert log == wanted
+
+
+def test_shared_blocks_are_the_same_tokens():
+    first = prompt_tokens(Demand(Arrival(0, 0.0, 700, "a", (5, 9)), 1))
+    second = prompt_tokens(Demand(Arrival(1, 0.0, 1200, "b", (5, 7, 8)), 1))
+    third = prompt_tokens(Demand(Arrival(2, 0.0, 30, "c"), 1))
+    assert len(first) == 700
+    assert len(second) == 1200
+    assert len(third) == 30
+    assert first[:512] == second[:512]
+    assert not set(first[512:]) & set(second[512:])
+    assert not set(third) & set(first)
+
+
+def test_what_never_fits_or_comes_when_too_many_wait_is_refused():
+    limits = Limits(batch=1, waiting=1)
+    some = [Demand(Arrival(i, 1e-6 * i, 10, f"{i}"), 50) for i in range(4)] + [Demand(Arrival(9, 0.0, 900, "9"), 5)]
+    _, ended, _ = play(some, 10, limits, leaps=True)
+    assert {outcome.number: outcome.end for outcome in ended} == {
+        0: "answered", 1: "answered", 2: "refused", 3: "refused", 9: "refused",
+    }  # fmt: skip
