@@ -92,8 +92,8 @@ def test_guesses_that_are_right_save_steps_and_change_nothing():
         served.add(request("a", prompt, max_tokens=60))
         assert tokens_of(finish(served)["a"]) == answer(prompt, 60)
         counts.append(served.counts)
-    assert counts[1].accepted > 0
-    assert counts[1].steps == counts[0].steps - counts[1].accepted
+    assert counts[1].spec_accepted_tokens > 0
+    assert counts[1].engine_steps == counts[0].engine_steps - counts[1].spec_accepted_tokens
 
 
 def test_a_beginning_that_was_there_is_not_computed_again():
@@ -101,11 +101,11 @@ def test_a_beginning_that_was_there_is_not_computed_again():
     first = list(range(32, 132))
     served.add(request("a", first))
     finish(served)
-    before = served.counts.tokens
+    before = served.counts.iteration_tokens
     served.add(request("b", first))
     (delta, *_) = finish(served)["b"]
     assert delta.cached_tokens == 96
-    assert served.counts.tokens - before == 100 - 96 + 9
+    assert served.counts.iteration_tokens - before == 100 - 96 + 9
 
 
 def test_prompts_in_chunks_let_answers_go_on():

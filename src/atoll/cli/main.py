@@ -16,6 +16,8 @@ COMMANDS: Final = {
     "master": ("atoll.cli.master", "run the master that peers join"),
     "model": ("atoll.cli.model", "fetch a published model, or list those on this machine"),
     "status": ("atoll.cli.status", "show who is in a group, and how it fares"),
+    "serve": ("atoll.cli.serve", "serve a model behind OpenAI's API"),
+    "chat": ("atoll.cli.chat", "talk with a model that is served"),
     "workload": ("atoll.cli.workload", "look at traces of requests, fit models to them, make and convert traces"),
     "doctor": ("atoll.cli.doctor", "tell what this machine can do"),
     "sim": ("atoll.cli.sim.main", "tell what would happen on computers you don't have"),
@@ -29,6 +31,7 @@ USAGE: Final = """usage: atoll COMMAND [options]      (atoll COMMAND --help expl
 on one machine:     atoll train --peers 4 --chaos
 on many machines:   atoll master --listen 0.0.0.0:48148 --token-file team.token
        and on each:  atoll join HOST:48148 --token-file team.token
+to use it:          atoll serve runs/last, and atoll chat
 """
 
 

@@ -3,7 +3,7 @@
 An endpoint may be an engine on this machine, a pool of them, a router, a cache, or a server elsewhere (`Upstream`).
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -108,12 +108,14 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """How busy it is. Pages are those of keys and values; 0 of 0 where nobody knows."""
+    """How busy it is. Pages are those of keys and values; 0 of 0 where nobody knows. `counts`: of what has happened
+    since it began, by what metrics call them, as `preemptions`."""
 
     running: int = 0
     waiting: int = 0
     pages: int = 0
     free_pages: int = 0
+    counts: Mapping[str, int] = {}
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +130,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
 class Endpoint(Protocol):
     """A model, or several, that answer."""
 
-    def generate(self, request: Request) -> AsyncIterator[Delta]:
+    def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         """The answer, as it comes. Closing the iterator (`aclose`) gives it up and frees all it held.
 
         Errors, before the first delta or after any: `NotServed` (no such model), `InvalidRequest` (names the field),

@@ -7,7 +7,7 @@ same engine runs in virtual time.
 """
 
 from collections.abc import Sequence as Listed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf
 
 from atoll.cost import Op
@@ -44,13 +44,15 @@ class _Asked:
 class Counts:
     """What has happened since the engine was made."""
 
-    steps: int = 0
-    tokens: int = 0
+    engine_steps: int = 0
+    iteration_tokens: int = 0
+    """Tokens that passed the model."""
     preemptions: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    drafted: int = 0
-    accepted: int = 0
+    prefix_cache_queries: int = 0
+    """Tokens of prompts that were looked for among what was there."""
+    prefix_cache_hits: int = 0
+    spec_drafted_tokens: int = 0
+    spec_accepted_tokens: int = 0
 
 
 class Engine:
@@ -72,7 +74,8 @@ class Engine:
     def load(self) -> Load:
         pool = self.scheduler.pool
         running, waiting = len(self.scheduler.running), len(self.scheduler.waiting)
-        return Load(running=running, waiting=waiting, pages=pool.pages, free_pages=pool.free)
+        counts = asdict(self.counts)
+        return Load(running=running, waiting=waiting, pages=pool.pages, free_pages=pool.free, counts=counts)
 
     def add(self, request: Request) -> None:
         """It will be answered by `step`. InvalidRequest, ContextExceeded or Overloaded: it will not."""
@@ -119,8 +122,8 @@ class Engine:
             delta = self._advance(self._asked[run.sequence.id], run, rows)
             if delta is not None:
                 said.append((run.sequence.id, delta))
-        self.counts.steps += 1
-        self.counts.tokens += step.tokens
+        self.counts.engine_steps += 1
+        self.counts.iteration_tokens += step.tokens
         return said
 
     # -- a request ----------------------------------------------------------------------------------------------------
@@ -194,8 +197,8 @@ class Engine:
         first_delta = not asked.told
         asked.told = True
         if first_delta:
-            self.counts.prompt_tokens += len(sequence.prompt)
-            self.counts.cached_tokens += sequence.cached or 0
+            self.counts.prefix_cache_queries += len(sequence.prompt)
+            self.counts.prefix_cache_hits += sequence.cached or 0
         if finish:
             self.drop(request.id)
         elif self.guesses and asked.grammar is None:
@@ -224,8 +227,8 @@ class Engine:
                 grammar.take(drawn[-1])
             if drawn[-1] != guess:
                 break
-        self.counts.drafted += len(sequence.draft)
-        self.counts.accepted += max(0, len(drawn) - 1)
+        self.counts.spec_drafted_tokens += len(sequence.draft)
+        self.counts.spec_accepted_tokens += max(0, len(drawn) - 1)
         return drawn
 
     def _finish(self, asked: _Asked) -> Finish | None:

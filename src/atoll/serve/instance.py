@@ -5,10 +5,11 @@ Texts become tokens here, so that the engine's steps wait for nobody's prompt.
 
 import asyncio
 import logging
+import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,6 +32,10 @@ AGAIN_S: Final = (0.1, 1.0, 5.0)
 STEADY_S: Final = 30.0
 """An engine that lived so long is started again at once."""
 _READ: Final = 1 << 16
+_SPIN: Final = "GOMP_SPINCOUNT"
+_SPINS: Final = "10000"
+"""How often a thread looks for the others before it sleeps. Where something else wants the cores, waiting for who isn't
+let on by keeping a core busy makes a step take a hundred times as long."""
 
 _Event = Delta | RequestFailed
 
@@ -56,8 +61,6 @@ class Instance:
         self._created = 0
         self._keeper: asyncio.Task[None] | None = None
         self.kernel = ""
-        self.counts: Mapping[str, int] = {}
-        """The engine's, since it was started last."""
         self.restarts = 0
 
     async def start(self) -> None:
@@ -76,7 +79,7 @@ class Instance:
 
     # -- Endpoint -----------------------------------------------------------------------------------------------------
 
-    async def generate(self, request: Request) -> AsyncIterator[Delta]:
+    async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         """See `endpoint.api.Endpoint`."""
         if request.model != self.name:
             raise NotServed(f"there is no model {request.model!r} here; there is {self.name!r}")
@@ -168,6 +171,7 @@ class Instance:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,
+            env={_SPIN: _SPINS, **os.environ},
         )
         try:
             self._engine = await _connected(process)
@@ -206,7 +210,7 @@ class Instance:
         if isinstance(message, Refused):
             self._event(message.id, _error(message), last=True)
         elif isinstance(message, Said):
-            self._load, self.counts = message.load, message.counts
+            self._load = message.load
             for id, delta in message.deltas:
                 self._event(id, delta, last=delta.finish is not None)
 
@@ -235,10 +239,10 @@ def _error(refused: Refused) -> RequestFailed:
     return error
 
 
-async def whole(answers: AsyncIterator[Delta]) -> Delta:
+async def whole(answers: AsyncGenerator[Delta, None]) -> Delta:
     """All of an answer in one."""
     parts: list[Delta] = []
-    async with aclosing(answers) as stream:  # type: ignore[type-var]
+    async with aclosing(answers) as stream:
         async for delta in stream:
             parts.append(delta)
     return Delta(

@@ -54,11 +54,10 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What came of a step: by request; how busy the engine is; its counts since it began."""
+    """What came of a step, by request; and how busy the engine is."""
 
     deltas: tuple[tuple[str, Delta], ...]
     load: Load
-    counts: dict[str, int]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

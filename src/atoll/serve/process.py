@@ -3,7 +3,6 @@
 import os
 import select
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -108,7 +107,7 @@ def _do(engine: Engine, pipes: Pipes, message: object) -> None:
 
 
 def _tell(engine: Engine, pipes: Pipes, said: list[tuple[str, Delta]]) -> None:
-    pipes.say(Said(deltas=tuple(said), load=engine.load(), counts=asdict(engine.counts)))
+    pipes.say(Said(deltas=tuple(said), load=engine.load()))
 
 
 if __name__ == "__main__":

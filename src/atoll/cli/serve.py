@@ -1,0 +1,210 @@
+"""Driver: `atoll serve`: a model behind OpenAI's API, until Ctrl-C or SIGTERM."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from tyro.conf import Positional
+
+from atoll.cli.keys import read_key, read_keys
+from atoll.cli.output import say
+from atoll.config import parse
+from atoll.endpoint.api import Endpoint
+from atoll.errors import InvalidConfig, Unavailable
+
+DRAIN_S: Final = 30.0
+"""For which answers under way may go on after SIGTERM."""
+_UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Serve a model to any client that speaks OpenAI's API; a page to try it is at / in a browser.
+
+    MODEL is one that `atoll model list` knows, a GGUF file, a model folder, or a run: `atoll serve runs/last` serves
+    what `atoll train` has just trained. With --upstream requests go on to a server elsewhere instead.
+    """
+
+    model: Positional[str] = "smollm2"
+    """What to serve."""
+    host: str = "127.0.0.1"
+    """The address to listen on. Others than this machine reach it only at another one: 0.0.0.0, say."""
+    port: int = 8000
+    """0: any that is free."""
+    name: str | None = None
+    """What clients call the model. Default: MODEL."""
+    api_key_file: Path | None = None
+    """A file with a key on each line; who asks must have one. Without it everybody who reaches the port may ask."""
+    max_batch: int = 16
+    """How many answers are computed at once; more wait."""
+    max_waiting: int = 256
+    """How many may wait; more are told to come back (429)."""
+    kv_memory: str = "2GiB"
+    """Memory for keys and values of texts being read and written, and of beginnings seen before."""
+    kernel: Literal["exact", "fast", "torch"] = "exact"
+    """exact: float32 sums over packed weights. fast: activations in 8 bits. torch: PyTorch, unpacked."""
+    threads: int | None = None
+    """How many compute. Default: one a core."""
+    chunk: int = 64
+    """Tokens of a step: long prompts are read in pieces, so that answers under way go on. 0: prompts are read whole."""
+    guess: int = 0
+    """Tokens guessed ahead from the text itself, and kept where they are right: the same answers, sooner on texts that
+    repeat."""
+    preemption: Literal["recompute", "swap"] = "recompute"
+    """What becomes of an answer that must step back for lack of memory: computed again, or put aside in RAM."""
+    upstream: str | None = None
+    """The address of a server to forward to, for example http://127.0.0.1:8001."""
+    upstream_key_file: Path | None = None
+    """The key it asks for."""
+    metrics_compat: Literal["none", "vllm"] = "none"
+    """Also give common metrics the names that dashboards for vLLM look for."""
+    json: bool = False
+    """One JSON object per event."""
+
+    def __post_init__(self) -> None:
+        for flag, value, least, most in (
+            ("--port", self.port, 0, 65535),
+            ("--max-batch", self.max_batch, 1, 4096),
+            ("--max-waiting", self.max_waiting, 1, 1 << 20),
+            ("--chunk", self.chunk, 0, 1 << 20),
+            ("--guess", self.guess, 0, 16),
+            ("--threads", 1 if self.threads is None else self.threads, 1, 1024),
+        ):
+            if not least <= value <= most:
+                raise InvalidConfig(f"{flag} must be from {least} to {most}, not {value}")
+        nbytes(self.kv_memory)
+
+
+def nbytes(text: str) -> int:
+    """ "2GiB" in bytes. InvalidConfig for what is no size."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)?\s*", text)
+    if not found:
+        raise InvalidConfig(f"--kv-memory is {text!r}; write a size such as 512MiB or 2GiB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def main(argv: list[str]) -> int:
+    """Serve until told to end; then let answers under way end, for a while."""
+    settings = parse(
+        ServeSettings, argv, prog="atoll serve", description=str(ServeSettings.__doc__), env=os.environ
+    ).value
+    keys = () if settings.api_key_file is None else read_keys(settings.api_key_file)
+    with _listening(settings.host, settings.port) as listener:
+        asyncio.run(_serve(settings, keys, listener))
+    return 0
+
+
+async def _serve(settings: ServeSettings, keys: tuple[str, ...], listener: socket.socket) -> None:
+    uvicorn = _uvicorn()
+    from atoll.endpoint.face import Face
+
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    _tell(settings, "starting", f"starting {settings.upstream or settings.model}", url=url)
+    async with _endpoint(settings) as (endpoint, about):
+        face = Face(endpoint, keys=keys, vllm_names=settings.metrics_compat == "vllm")
+        config = uvicorn.Config(
+            face.app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="off", ws="none"
+        )
+        server = uvicorn.Server(config)
+        server.capture_signals = _ours
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, ended.set)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        names = ", ".join(served.name for served in endpoint.describe()) or "nothing yet"
+        locked = "a key is asked for" if keys else "whoever reaches it may ask"
+        _tell(settings, "ready", f"serving {names} ({about}) at {url}, {locked}; Ctrl-C ends it", url=url, about=about)
+        await asyncio.wait([serving, asyncio.ensure_future(ended.wait())], return_when=asyncio.FIRST_COMPLETED)
+        face.drain()
+        if face.answering:
+            _tell(settings, "draining", f"letting {face.answering} calls end; Ctrl-C again ends at once")
+        ended.clear()
+        stop = loop.time() + DRAIN_S
+        while face.answering and loop.time() < stop and not ended.is_set():
+            await asyncio.sleep(0.05)
+        server.should_exit = True
+        await serving
+    _tell(settings, "ended", "ended")
+
+
+@asynccontextmanager
+async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, str], None]:
+    """What answers, and what it is in words."""
+    if settings.upstream is not None:
+        from atoll.endpoint.upstream import Upstream
+
+        key = None if settings.upstream_key_file is None else read_key(settings.upstream_key_file)
+        upstream = Upstream(settings.upstream, key=key)
+        try:
+            await upstream.start()
+            yield upstream, f"at {upstream.url}"
+        finally:
+            await upstream.close()
+        return
+    from atoll.model.loading import load
+    from atoll.serve.instance import Instance
+    from atoll.serve.messages import Setup
+    from atoll.serve.opening import find, pages_in
+
+    path = find(settings.model)
+    loaded = load(path)
+    setup = Setup(
+        path=str(path.resolve()),
+        pages=pages_in(nbytes(settings.kv_memory), loaded.weights.config, settings.max_batch),
+        kernel=settings.kernel,
+        threads=settings.threads or os.cpu_count() or 1,
+        batch=settings.max_batch,
+        step_tokens=settings.chunk or None,
+        waiting=settings.max_waiting,
+        preemption=settings.preemption,
+        guesses=settings.guess,
+    )
+    instance = Instance(settings.name or settings.model, loaded, setup)
+    try:
+        await instance.start()
+        yield instance, instance.kernel
+    finally:
+        await instance.close()
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket, before anything is loaded. Unavailable: somebody else listens there."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+            yield listener
+    except OSError as error:
+        raise Unavailable(f"can't listen on {host}:{port}: {error.strerror or error}; take another --port") from error
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    """In place of uvicorn's own handling of signals."""
+    yield
+
+
+def _tell(settings: ServeSettings, event: str, line: str, **fields: str) -> None:
+    say(json.dumps({"event": event, **fields}) if settings.json else f"atoll serve: {line}")
+
+
+def _uvicorn() -> Any:
+    try:
+        import uvicorn
+
+        return uvicorn
+    except ImportError as error:
+        raise InvalidConfig("`atoll serve` needs a web server: pip install 'atoll[serve]'") from error

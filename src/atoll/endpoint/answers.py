@@ -1,0 +1,239 @@
+"""Policy: answers as OpenAI's API writes them: one body, or a stream of events."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from atoll.endpoint.api import Chosen, Delta
+from atoll.endpoint.asking import Asked
+from atoll.endpoint.calls import Calls
+
+FINGERPRINT: Final = "atoll"
+DONE: Final = b"data: [DONE]\n\n"
+PING: Final = b": ping\n\n"
+_text = msgspec.json.encode
+
+
+@dataclass
+class Choice:
+    """One answer as it comes. `told`: tokens whose log-probabilities have been said, and where their text began."""
+
+    calls: Calls | None
+    text: str = ""
+    chosen: list[Chosen] = field(default_factory=list)
+    tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prompt: tuple[Chosen, ...] = ()
+    finish: str | None = None
+    made: list[dict[str, Any]] = field(default_factory=list)
+
+    def take(self, delta: Delta) -> str:
+        """What is said to the user now."""
+        said = delta.text if self.calls is None else self.calls.push(delta.text)
+        self.chosen += delta.chosen
+        self.tokens += len(delta.tokens)
+        self.prompt = self.prompt or delta.prompt
+        self.prompt_tokens, self.cached_tokens = delta.prompt_tokens, delta.cached_tokens
+        if delta.finish is not None:
+            self.finish = delta.finish
+            if self.calls is not None:
+                rest, self.made = self.calls.end()
+                said += rest
+                if self.made:
+                    self.finish = "tool_calls"
+        self.text += said
+        return said
+
+    @property
+    def mean_logprob(self) -> float:
+        """For the best of several."""
+        values = [chosen.logprob or 0.0 for chosen in self.chosen]
+        return sum(values) / max(1, len(values))
+
+
+class Answers:
+    """All answers of a call. `echoes`: the prompts' texts, where they are to be said too."""
+
+    def __init__(self, asked: Asked, id: str, created: int, echoes: Sequence[str] = ()) -> None:
+        self.asked, self._echoes = asked, echoes
+        forced = asked.tools.forced if asked.tools is not None else False
+        self.choices = [Choice(None if asked.tools is None else Calls(forced)) for _ in asked.requests]
+        kind = "chat.completion" if asked.chat else "text_completion"
+        if asked.chat and asked.stream:
+            kind += ".chunk"
+        self._name = id.partition("-")[2][:20]
+        self._head: dict[str, Any] = {
+            "id": id,
+            "object": kind,
+            "created": created,
+            "model": asked.model,
+            "system_fingerprint": FINGERPRINT,
+        }
+        head = _text(self._head)[:-1]
+        self._begin = b"data: " + head + b',"choices":[{"index":'
+        self._middle = b',"delta":{"content":' if asked.chat else b',"text":'
+        self._end = (b"}" if asked.chat else b"") + b',"logprobs":null,"finish_reason":null}]'
+        self._close = b',"usage":null}\n\n' if asked.usage else b"}\n\n"
+
+    # -- one body -----------------------------------------------------------------------------------------------------
+
+    def body(self) -> dict[str, Any]:
+        """When all have ended."""
+        given = self._given()
+        each = self._message if self.asked.chat else self._completion
+        return {**self._head, "choices": [each(i, n) for i, n in enumerate(given)], "usage": self.usage()}
+
+    def usage(self) -> dict[str, Any]:
+        """Prompts count once, however many answers they have."""
+        prompts = self.choices[:: self.asked.best_of]
+        prompt, written = sum(c.prompt_tokens for c in prompts), sum(c.tokens for c in self.choices)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": written,
+            "total_tokens": prompt + written,
+            "prompt_tokens_details": {"cached_tokens": sum(c.cached_tokens for c in prompts)},
+        }
+
+    def _given(self) -> list[int]:
+        """The answers that are given, the best of each prompt first where there were more."""
+        n, of = self.asked.n, self.asked.best_of
+        found: list[int] = []
+        for at in range(0, len(self.choices), of):
+            these = list(range(at, at + of))
+            if of > n:
+                these.sort(key=lambda i: -self.choices[i].mean_logprob)
+            found += these[:n]
+        return found
+
+    def _message(self, index: int, number: int) -> dict[str, Any]:
+        choice = self.choices[number]
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.made:
+            message["content"] = choice.text or None
+            message["tool_calls"] = [self._call(number, i, call) for i, call in enumerate(choice.made)]
+        logprobs = {"content": [_chat_logprob(c) for c in choice.chosen], "refusal": None}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs if self.asked.logprobs else None,
+            "finish_reason": choice.finish,
+        }
+
+    def _completion(self, index: int, number: int) -> dict[str, Any]:
+        choice = self.choices[number]
+        echo = self._echo(number)
+        chosen = [*choice.prompt, *choice.chosen] if self.asked.echo else choice.chosen
+        return {
+            "index": index,
+            "text": echo + choice.text,
+            "logprobs": _logprobs(chosen, 0 if self.asked.echo else len(echo)) if self.asked.logprobs else None,
+            "finish_reason": choice.finish,
+        }
+
+    def _echo(self, number: int) -> str:
+        return self._echoes[number // self.asked.best_of] if self.asked.echo else ""
+
+    def _call(self, number: int, i: int, call: dict[str, Any]) -> dict[str, Any]:
+        id = f"call_{self._name}{number:02d}{i:02d}"
+        return {"id": id, "type": "function", "function": call}
+
+    # -- a stream -----------------------------------------------------------------------------------------------------
+
+    def opening(self) -> list[bytes]:
+        """What comes before any token."""
+        if not self.asked.chat:
+            return []
+        return [self._event(n, {"delta": {"role": "assistant", "content": ""}}) for n in range(len(self.choices))]
+
+    def events(self, number: int, delta: Delta) -> list[bytes]:
+        """What a delta adds to the stream."""
+        choice = self.choices[number]
+        first = not choice.tokens and not choice.text
+        said = choice.take(delta)
+        if first and self.asked.echo:
+            said = self._echo(number) + said
+        if not self.asked.logprobs and not choice.made and choice.finish is None and not self.asked.usage_always:
+            return (
+                [b"%b%d%b%b%b%b" % (self._begin, number, self._middle, _text(said), self._end, self._close)]
+                if said
+                else []
+            )
+        events: list[bytes] = []
+        if said or delta.chosen or (first and choice.prompt):
+            events.append(self._said(number, said, delta, first))
+        for i, call in enumerate(choice.made):
+            made = self._call(number, i, call)
+            begun = {"index": i, **made, "function": {"name": call["name"], "arguments": ""}}
+            events.append(self._event(number, {"delta": {"tool_calls": [begun]}}))
+            rest = {"index": i, "function": {"arguments": call["arguments"]}}
+            events.append(self._event(number, {"delta": {"tool_calls": [rest]}}))
+        if choice.finish is not None:
+            last: dict[str, Any] = {"delta": {}} if self.asked.chat else {"text": ""}
+            events.append(self._event(number, last, choice.finish))
+        return events
+
+    def _plain(self, number: int, said: str) -> bytes:
+        """By far the most frequent event: only the text has to be encoded."""
+        return b"%b%d%b%b%b%b" % (self._begin, number, self._middle, _text(said), self._end, self._close)
+
+    def closing(self) -> list[bytes]:
+        """What comes when all have ended."""
+        events = [DONE]
+        if self.asked.usage:
+            events.insert(0, b"data: " + _text({**self._head, "choices": [], "usage": self.usage()}) + b"\n\n")
+        return events
+
+    def _said(self, number: int, said: str, delta: Delta, first: bool) -> bytes:
+        choice = self.choices[number]
+        if self.asked.chat:
+            logprobs = {"content": [_chat_logprob(c) for c in delta.chosen], "refusal": None}
+            content: dict[str, Any] = {"delta": {"content": said}}
+        else:
+            chosen = [*choice.prompt, *delta.chosen] if first and self.asked.echo else delta.chosen
+            before = len(self._echo(number)) + len(choice.text) - len(delta.text) if not first else 0
+            logprobs = _logprobs(chosen, before)
+            content = {"text": said}
+        return self._event(number, {**content, "logprobs": logprobs if self.asked.logprobs else None})
+
+    def _event(self, number: int, content: dict[str, Any], finish: str | None = None) -> bytes:
+        choice = {"index": number, "logprobs": None, **content, "finish_reason": finish}
+        event: dict[str, Any] = {**self._head, "choices": [choice]}
+        if self.asked.usage_always:
+            event["usage"] = self.usage()
+        elif self.asked.usage:
+            event["usage"] = None
+        return b"data: " + _text(event) + b"\n\n"
+
+
+def failed(error: dict[str, Any]) -> bytes:
+    """A stream that can't go on."""
+    return b"data: " + json.dumps(error).encode() + b"\n\n" + DONE
+
+
+def _chat_logprob(chosen: Chosen) -> dict[str, Any]:
+    top = [{"token": text, "logprob": value, "bytes": list(raw)} for _, text, raw, value in chosen.top]
+    return {
+        "token": chosen.text,
+        "logprob": chosen.logprob,
+        "bytes": list(chosen.nbytes),
+        "top_logprobs": top,
+    }
+
+
+def _logprobs(chosen: Sequence[Chosen], before: int) -> dict[str, Any]:
+    """In the manner of completions; offsets are in characters, from the text's begin."""
+    offsets, at = [], before
+    for each in chosen:
+        offsets.append(at)
+        at += len(each.text)
+    top = [{text: value for _, text, _, value in each.top} if each.logprob is not None else None for each in chosen]
+    return {
+        "tokens": [each.text for each in chosen],
+        "token_logprobs": [each.logprob for each in chosen],
+        "top_logprobs": top,
+        "text_offset": offsets,
+    }

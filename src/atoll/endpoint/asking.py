@@ -1,0 +1,237 @@
+"""Policy: from the body of a call to what an endpoint is asked: one `Request` for each answer that is wanted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from atoll.endpoint.api import Conversation, Prompt, Request, Sampling, Text, Tokens
+from atoll.endpoint.fields import Fields, token_ids
+from atoll.endpoint.grammars import Tools, grammar_of, tools_of
+from atoll.errors import InvalidRequest
+
+MOST_ANSWERS: Final = 128
+"""Of one call, all prompts together."""
+MOST_PROMPTS: Final = 128
+MOST_STOPS: Final = 4
+_MOST_TOKENS: Final = 1 << 30
+_ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call. Of each `best_of` requests in a row the answers are to the same prompt, and `n` of them are given.
+
+    `usage`: whether a stream ends with it; `usage_always`: whether it says so all along.
+    """
+
+    model: str
+    requests: tuple[Request, ...]
+    n: int
+    best_of: int
+    chat: bool
+    stream: bool
+    usage: bool
+    usage_always: bool
+    echo: bool
+    logprobs: bool
+    tools: Tools | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What isn't said in the body: the call's id, and a seed for who named none."""
+
+    id: str
+    seed: Callable[[], int]
+
+
+def completion(fields: Fields, drawn: Drawn) -> Asked:
+    """A body of /v1/completions."""
+    prompts = _prompts(fields)
+    n = fields.whole("n", 1, MOST_ANSWERS) or 1
+    best_of = fields.whole("best_of", n, MOST_ANSWERS) or n
+    stream = fields.flag("stream")
+    if stream and best_of > n:
+        raise fields.wrong("best_of", "can't be had with stream, since the best is known when all are there")
+    logprobs, echo = fields.whole("logprobs", 0, 5), fields.flag("echo")
+    max_tokens = fields.whole("max_tokens", 0, _MOST_TOKENS)
+    kind = {
+        "max_tokens": 16 if max_tokens is None else max_tokens,
+        "logprobs": 0 if logprobs is None and best_of > n else logprobs,
+        "prompt_logprobs": echo and logprobs is not None,
+        "grammar": grammar_of(fields),
+    }
+    requests = _requests(fields, drawn, prompts, best_of, kind)
+    return _asked(fields, requests, n, best_of, chat=False, echo=echo, logprobs=logprobs is not None, tools=None)
+
+
+def chat(fields: Fields, drawn: Drawn) -> Asked:
+    """A body of /v1/chat/completions."""
+    tools = tools_of(fields)
+    shown = tuple(tools.described) if tools is not None else ()
+    prompt = Conversation(_messages(fields), shown)
+    n = fields.whole("n", 1, MOST_ANSWERS) or 1
+    logprobs = fields.flag("logprobs")
+    top = fields.whole("top_logprobs", 0, 20)
+    if top is not None and not logprobs:
+        raise fields.wrong("top_logprobs", "needs logprobs: true")
+    max_tokens = fields.whole("max_completion_tokens", 1, _MOST_TOKENS)
+    if max_tokens is None:
+        max_tokens = fields.whole("max_tokens", 1, _MOST_TOKENS)
+    grammar = tools.grammar if tools is not None and tools.grammar is not None else grammar_of(fields)
+    kind = {"max_tokens": max_tokens, "logprobs": (top or 0) if logprobs else None, "grammar": grammar}
+    requests = _requests(fields, drawn, [prompt], n, kind)
+    return _asked(fields, requests, n, n, chat=True, echo=False, logprobs=logprobs, tools=tools)
+
+
+def _asked(
+    fields: Fields, requests: tuple[Request, ...], n: int, best_of: int, *, chat: bool, echo: bool, logprobs: bool,
+    tools: Tools | None,
+) -> Asked:  # fmt: skip
+    options = fields.object("stream_options") or Fields({})
+    always = options.flag("continuous_usage_stats")
+    return Asked(
+        model=requests[0].model,
+        requests=requests,
+        n=n,
+        best_of=best_of,
+        chat=chat,
+        stream=fields.flag("stream"),
+        usage=options.flag("include_usage"),
+        usage_always=always,
+        echo=echo,
+        logprobs=logprobs,
+        tools=tools,
+    )
+
+
+def _requests(
+    fields: Fields, drawn: Drawn, prompts: list[Prompt], each: int, kind: dict[str, Any]
+) -> tuple[Request, ...]:
+    if len(prompts) * each > MOST_ANSWERS:
+        raise fields.wrong("n", f"asks for {len(prompts) * each} answers in one call; at most {MOST_ANSWERS} are given")
+    model = fields.required("model")
+    if not isinstance(model, str):
+        raise fields.wrong("model", "must be a text")
+    slo = fields.object("slo")
+    deadline_ms = slo.number("deadline_ms", 0, 1e9, -1.0) if slo is not None else -1.0
+    seed = fields.whole("seed", -(1 << 63), (1 << 64) - 1)
+    seed = drawn.seed() if seed is None else seed
+    common: dict[str, Any] = {
+        "model": model,
+        "min_tokens": fields.whole("min_tokens", 0, _MOST_TOKENS) or 0,
+        "stop": _stops(fields),
+        "stop_tokens": fields.tokens("stop_token_ids"),
+        "ignore_end": fields.flag("ignore_eos"),
+        "priority": fields.whole("priority", -(1 << 31), 1 << 31) or 0,
+        "deadline_s": deadline_ms / 1000 if deadline_ms >= 0 else None,
+        "session": fields.text("session_id"),
+        "labels": _labels(fields, slo),
+        **kind,
+    }
+    return tuple(
+        Request(id=f"{drawn.id}-{i}", prompt=prompt, sampling=_sampling(fields, seed + j), **common)
+        for i, (prompt, j) in enumerate((prompt, j) for prompt in prompts for j in range(each))
+    )
+
+
+def _sampling(fields: Fields, seed: int) -> Sampling:
+    top_p = fields.number("top_p", 0.0, 1.0, 1.0)
+    if top_p == 0:
+        raise fields.wrong("top_p", "must be above 0")
+    bias = fields.object("logit_bias")
+    return Sampling(
+        temperature=fields.number("temperature", 0.0, 2.0, 1.0),
+        top_p=top_p,
+        top_k=max(0, fields.whole("top_k", -1, 1 << 31) or 0),
+        min_p=fields.number("min_p", 0.0, 1.0, 0.0),
+        seed=seed,
+        presence_penalty=fields.number("presence_penalty", -2.0, 2.0, 0.0),
+        frequency_penalty=fields.number("frequency_penalty", -2.0, 2.0, 0.0),
+        bias=_bias(bias) if bias is not None else {},
+    )
+
+
+def _bias(fields: Fields) -> dict[int, float]:
+    found = {}
+    for name in fields:
+        if not name.isascii() or not name.isdigit() or len(name) > 9:
+            raise fields.wrong(name, "is no token id")
+        found[int(name)] = fields.number(name, -100.0, 100.0, 0.0)
+    return found
+
+
+def _labels(fields: Fields, slo: Fields | None) -> dict[str, str]:
+    """What routers and schedulers may look at."""
+    found = {"offline": "1"} if fields.flag("offline") else {}
+    for name in slo or ():
+        found[name] = str(slo.get(name)) if slo is not None else ""
+    return found
+
+
+def _stops(fields: Fields) -> tuple[str, ...]:
+    value = fields.get("stop")
+    stops = [value] if isinstance(value, str) else fields.list("stop")
+    if len(stops) > MOST_STOPS or not all(isinstance(stop, str) and stop for stop in stops):
+        raise fields.wrong("stop", f"must be a text, or a list of at most {MOST_STOPS}, none of them empty")
+    return tuple(stops)
+
+
+def _prompts(fields: Fields) -> list[Prompt]:
+    """A text, texts, tokens, or lists of tokens."""
+    value = fields.required("prompt")
+    if isinstance(value, str):
+        return [Text(value)]
+    if not isinstance(value, list) or not value:
+        raise fields.wrong("prompt", "must be a text, a list of texts, token ids, or a list of lists of them")
+    if all(type(each) is int for each in value):
+        return [Tokens(token_ids(value, fields, "prompt"))]
+    if len(value) > MOST_PROMPTS:
+        raise fields.wrong("prompt", f"holds {len(value)} prompts; at most {MOST_PROMPTS} are taken in one call")
+    prompts: list[Prompt] = []
+    for each in value:
+        if isinstance(each, str):
+            prompts.append(Text(each))
+        elif isinstance(each, list) and each:
+            prompts.append(Tokens(token_ids(each, fields, "prompt")))
+        else:
+            raise fields.wrong("prompt", "must be a text, a list of texts, token ids, or a list of lists of them")
+    return prompts
+
+
+def _messages(fields: Fields) -> tuple[dict[str, Any], ...]:
+    messages = fields.required("messages")
+    if not isinstance(messages, list) or not messages:
+        raise fields.wrong("messages", "must be a list of at least one message")
+    return tuple(_message(message, i) for i, message in enumerate(messages))
+
+
+def _message(message: Any, i: int) -> dict[str, Any]:
+    """With the parts of its content as one text."""
+    where = f"messages[{i}]"
+    if not isinstance(message, dict):
+        raise InvalidRequest(where, f"{where} must be an object")
+    inside = Fields(message, f"{where}.")
+    role = inside.required("role")
+    if role not in _ROLES:
+        raise inside.wrong("role", f"must be one of {', '.join(_ROLES)}")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{where}.content[{j}].") for j, part in enumerate(content))
+    elif content is None:
+        if role != "assistant":
+            raise inside.wrong("content", "is missing")
+        content = ""
+    elif not isinstance(content, str):
+        raise inside.wrong("content", "must be a text or a list of parts")
+    return {**message, "role": "system" if role == "developer" else role, "content": content}
+
+
+def _part(part: Any, where: str) -> str:
+    fields = Fields(part if isinstance(part, dict) else {}, where)
+    if fields.get("type") not in ("text", "input_text"):
+        raise fields.wrong("type", "must be text: nothing else is understood here")
+    text = fields.required("text")
+    if not isinstance(text, str):
+        raise fields.wrong("text", "must be a text")
+    return text
