@@ -1,0 +1,198 @@
+"""`atoll serve` and `atoll chat` as people use them: one line for what is wrong, answers until told to end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from atoll.cli.main import run
+from atoll.cli.serve import nbytes
+from atoll.errors import InvalidConfig
+from atoll.model.saved import save_model
+from atoll.model.tokenizer import ByteTokenizer
+from tests.serve.bytes_model import model
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that has trained a model."""
+    path = tmp_path_factory.mktemp("home")
+    save_model(path / "runs" / "first" / "model", model(), ByteTokenizer())
+    return path
+
+
+@contextmanager
+def serving(home: Path, *flags: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    argv = [sys.executable, "-m", "atoll", "serve", "--port", "0", "--json", "--threads", "1", *flags]
+    process = subprocess.Popen(
+        argv,
+        cwd=home,
+        env={**os.environ, "XDG_CACHE_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said = json.loads(line)
+            if said["event"] == "ready":
+                yield said["url"], process
+                break
+        else:
+            raise AssertionError(process.communicate()[1])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(url: str, **changed: Any) -> httpx.Response:
+    body = {"model": "runs/first", "prompt": "once", "max_tokens": 5, "temperature": 0, **changed}
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, list[str]]:
+    """Its exit code and the last things it said; its engine is gone too."""
+    engines = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert err == ""
+    _, alive = psutil.wait_procs(engines, timeout=10)
+    assert not alive
+    return process.returncode, [json.loads(line)["event"] for line in out.splitlines()]
+
+
+def test_a_run_is_served_until_it_is_told_to_end(home):
+    with serving(home, "runs/first", "--kernel", "torch") as (url, process):
+        answer = ask(url).json()
+        assert len(answer["choices"][0]["text"]) >= 1
+        assert answer["usage"]["completion_tokens"] == 5
+        assert [card["id"] for card in httpx.get(f"{url}/v1/models").json()["data"]] == ["runs/first"]
+        assert ended(process) == (0, ["ended"])
+
+
+def test_answers_under_way_end_after_sigterm(home):
+    with serving(home, "runs/first", "--kernel", "torch", "--name", "small") as (url, process):
+        begun = threading.Event()
+        text = []
+
+        def read() -> None:
+            body = {"model": "small", "prompt": "once", "max_tokens": 200, "temperature": 0, "stream": True}
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+                for line in answer.iter_lines():
+                    text.append(line)
+                    begun.set()
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        assert begun.wait(30)
+        code, events = ended(process)
+        reading.join(30)
+        assert (code, events[-1]) == (0, "ended")
+        assert [line for line in text if line][-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in "".join(text)
+
+
+def test_a_server_before_a_server(home):
+    with (
+        serving(home, "runs/first", "--kernel", "torch") as (behind, _),
+        serving(home, "--upstream", behind) as (url, process),
+    ):
+        assert ask(url).json()["choices"][0]["text"] == ask(behind).json()["choices"][0]["text"]
+        assert ask(url, model="other").status_code == 404
+        assert ended(process) == (0, ["ended"])
+
+
+def test_keys_and_a_dead_engine(home, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nalpha-key\nbeta-key\n")
+    with serving(home, "runs/first", "--kernel", "torch", "--api-key-file", str(keys)) as (url, process):
+        assert ask(url).status_code == 401
+        headers = {"Authorization": "Bearer beta-key"}
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+        (engine,) = psutil.Process(process.pid).children()
+        engine.kill()
+        deadline = time.monotonic() + 60
+        seen = set()
+        while 200 not in seen or 503 not in seen:
+            seen.add(httpx.get(f"{url}/health").status_code)
+            assert time.monotonic() < deadline, "it isn't started again"
+            if 503 not in seen:
+                seen.discard(200)
+        answer = httpx.post(
+            f"{url}/v1/completions",
+            json={"model": "runs/first", "prompt": "x", "max_tokens": 2},
+            headers=headers,
+            timeout=60,
+        )
+        assert answer.status_code == 200
+
+
+def test_a_conversation_in_a_pipe(home):
+    with serving(home, "runs/first", "--kernel", "torch") as (url, _):
+        said = subprocess.run(
+            [sys.executable, "-m", "atoll", "chat", "--url", url],
+            input="hello\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert said.returncode == 1
+    assert "has learnt no conversations" in said.stderr
+    assert len(said.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "named"),
+    [
+        (["serve", "nothing-there"], 1, "there is no model 'nothing-there' here"),
+        (["serve", "smollm2"], 1, "`atoll model pull smollm2` fetches it"),
+        (["serve", "runs"], 1, "neither a model"),
+        (["serve", "runs/first", "--kv-memory", "much"], 2, "--kv-memory"),
+        (["serve", "runs/first", "--kv-memory", "10"], 2, "--kv-memory"),
+        (["serve", "runs/first", "--port", "99999"], 2, "--port must be from 0 to 65535"),
+        (["serve", "runs/first", "--max-batch", "0"], 2, "--max-batch must be from 1"),
+        (["serve", "runs/first", "--api-key-file", "none"], 1, "none: can't be read"),
+        (["serve", "--upstream", "http://127.0.0.1:9"], 1, "http://127.0.0.1:9 can't be reached"),
+        (["chat", "--url", "http://127.0.0.1:9"], 1, "`atoll serve` starts one"),
+    ],
+)
+def test_what_is_wrong_costs_one_line(home, monkeypatch, capfd, argv, code, named):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    if argv[0] == "serve" and "--port" not in argv:
+        argv = [*argv, "--port", "0"]
+    assert run(argv) == code
+    err = capfd.readouterr().err.strip()
+    assert named in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded(home, monkeypatch, capfd):
+    monkeypatch.chdir(home)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run(["serve", "runs/first", "--port", str(taken.getsockname()[1])]) == 1
+    assert "take another --port" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "n"), [("10", 10), ("2GiB", 2 << 30), ("1.5 MiB", 3 << 19), ("3KB", 3000)])
+def test_sizes(text, n):
+    assert nbytes(text) == n
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "2TiB", "1e9"])
+def test_what_is_no_size(text):
+    with pytest.raises(InvalidConfig):
+        nbytes(text)
