@@ -157,9 +157,9 @@ def test_a_conversation_in_a_pipe(home):
 @pytest.mark.parametrize(
     ("argv", "code", "named"),
     [
-        (["serve", "nothing-there"], 1, "there is no model 'nothing-there' here"),
-        (["serve", "smollm2"], 1, "`atoll model pull smollm2` fetches it"),
-        (["serve", "runs"], 1, "neither a model"),
+        (["serve", "nothing-there"], 2, "there is no model 'nothing-there'"),
+        (["serve", "smollm2"], 2, "get it with: atoll model pull smollm2"),
+        (["serve", "runs"], 2, "runs is no model"),
         (["serve", "runs/first", "--kv-memory", "much"], 2, "--kv-memory"),
         (["serve", "runs/first", "--kv-memory", "10"], 2, "--kv-memory"),
         (["serve", "runs/first", "--port", "99999"], 2, "--port must be from 0 to 65535"),

@@ -152,9 +152,10 @@ async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, s
             await upstream.close()
         return
     from atoll.model.loading import load
+    from atoll.model.paged import pages_in
+    from atoll.model.store import find
     from atoll.serve.instance import Instance
     from atoll.serve.messages import Setup
-    from atoll.serve.opening import find, pages_in
 
     path = find(settings.model)
     loaded = load(path)

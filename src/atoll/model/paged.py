@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.errors import InvalidTensor
+from atoll.errors import InvalidConfig, InvalidTensor
 from atoll.model.transformer import TransformerConfig
 
 Logits = NDArray[np.float32]
@@ -62,6 +62,16 @@ class PagedModel(Protocol):
 def page_bytes(config: TransformerConfig) -> int:
     """Bytes of a page: keys and values of its tokens in all layers, in float32."""
     return 2 * 4 * config.layers * config.key_heads * config.head_width * PAGE_TOKENS
+
+
+def pages_in(nbytes: int, config: TransformerConfig, sequences: int) -> int:
+    """The pages that fit into so much memory, or all that so many sequences can use. InvalidConfig where none fits."""
+    size = page_bytes(config)
+    if nbytes < size:
+        raise InvalidConfig(
+            f"--kv-memory: {nbytes} bytes hold no page of this model's keys and values, which takes {size}"
+        )
+    return min(nbytes // size, sequences * -(-config.context // PAGE_TOKENS))
 
 
 def check(slices: Sequence[Slice], config: TransformerConfig, pages: int) -> None:

@@ -87,12 +87,16 @@ def held(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def find(name: str, folder: Path | None = None) -> Path:
-    """The model of this name, or at this path. InvalidConfig where there is none."""
+    """The model of this name, at this path, or of the run in this folder ("runs/last"). InvalidConfig: none is."""
     there = dict(held(folder or models_folder()))
     if name in there:
         return there[name]
-    if Path(name).exists():
-        return Path(name)
+    path = Path(name)
+    for place in (path, path / "model"):
+        if place.is_file() or (place / CONFIG).is_file():
+            return place
+    if path.exists():
+        raise InvalidConfig(f"{path} is no model (it has no {CONFIG}), nor a run that has saved one (it has no model/)")
     if name in PUBLISHED:
         raise InvalidConfig(f"the model {name!r} isn't on this machine; get it with: atoll model pull {name}")
     raise InvalidConfig(f"there is no model {name!r}, nor a file of that name; here are: {', '.join(there) or 'none'}")
