@@ -67,6 +67,7 @@ def look() -> Iterator[Finding]:
     yield from _network()
     yield from _one_machine()
     yield from _survival()
+    yield from _serving()
 
 
 def _packages() -> Iterator[Finding]:
@@ -132,3 +133,20 @@ _ADVICE = {
     "reno": "on long, lossy links atoll stripes over 8 connections, which this one gains most from",
     "bbr": "fills long links by itself; stripes gain little",
 }
+
+
+def _serving() -> Iterator[Finding]:
+    """What computes where a model is served."""
+    missing = [name for name in ("starlette", "uvicorn", "httpx", "tokenizers") if util.find_spec(name) is None]
+    if missing:
+        yield Finding("serving", f"no {missing[0]}", "less", "`atoll serve` needs pip install 'atoll[serve]'")
+    if util.find_spec("torch") is None:
+        return
+    from atoll.errors import Unavailable
+    from atoll.model import kernel
+
+    try:
+        wide = kernel.library().atoll_vectors()
+        yield Finding("model kernel", "compiled, with AVX2" if wide else "compiled, without AVX2")
+    except Unavailable as error:
+        yield Finding("model kernel", str(error), "less", "models are served by PyTorch, several times slower")
