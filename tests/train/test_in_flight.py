@@ -183,7 +183,7 @@ def test_the_mean_is_that_of_the_rest():
         ({"strategy": "streaming", "every": 20, "fragments": 4, "delay": 5}, "--delay must be from 0 to 4 steps"),
         ({"strategy": "streaming", "every": 20, "fragments": 3}, "--every must be a multiple of fragments"),
         ({"strategy": "streaming", "fragments": 5}, "--fragments must be from 1 to 4, the model's layers, not 5"),
-        ({"strategy": "streaming", "fragments": 0}, "--fragments must be from 1"),
+        ({"strategy": "streaming", "fragments": 0}, "--fragments must be at least 1"),
         ({"strategy": "diloco", "delay": 20}, "--delay must be from 0 to 19"),
         ({"strategy": "diloco", "delay": -1}, "--delay must be from 0 to 19"),
         ({"strategy": "ddp", "delay": 2}, "--delay must be 0 or 1 for ddp"),

@@ -12,8 +12,8 @@ from typing import Final
 
 from atoll.errors import InvalidConfig
 
-MOST_FRAGMENTS: Final = 16
-"""So many exchanges may be under way at once."""
+AT_ONCE: Final = 16
+"""So many exchanges are under way at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class FragmentSchedule:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InvalidConfig(f"every must be at least 1 step, not {self.every}")
-        if not 1 <= self.fragments <= MOST_FRAGMENTS:
-            raise InvalidConfig(f"fragments must be from 1 to {MOST_FRAGMENTS}, not {self.fragments}")
+        if self.fragments < 1:
+            raise InvalidConfig(f"fragments must be at least 1, not {self.fragments}")
         if self.every % self.fragments:
             raise InvalidConfig(f"every must be a multiple of fragments ({self.fragments}), not {self.every}")
         if not 0 <= self.delay < self.apart:
@@ -75,7 +75,8 @@ class FragmentSchedule:
         everything = range(self.fragments)
         if taken == self.steps:
             travelling = [p for past in range(taken - self.delay, taken) for p in everything if self._begins(p, past)]
-            return [*map(Finish, travelling), *map(Start, everything), *map(Finish, everything)]
+            some = [everything[first : first + AT_ONCE] for first in range(0, self.fragments, AT_ONCE)]
+            return [*map(Finish, travelling), *(act(p) for few in some for act in (Start, Finish) for p in few)]
         return [
             *(Start(p) for p in everything if self._begins(p, taken)),
             *(Finish(p) for p in everything if self._begins(p, taken - self.delay)),

@@ -57,8 +57,8 @@ class TrainSettings:
     pattern: Literal["strided", "sequential"] = "strided"
     """strided: neighbouring layers are in different fragments. sequential: in the same."""
     delay: int | None = None
-    """Steps that go on while an exchange travels: less than `every` (diloco), `every` / `fragments` (streaming), 2
-    (ddp). By default 1 for streaming, else 0."""
+    """Steps that go on while an exchange travels: less than `every` for diloco, than `every` / `fragments` for
+    streaming; at most 1 for ddp. By default 1 for streaming, else 0."""
     mix: float = 0.5
     """Where there is a delay, how much of its own parameters a peer keeps when an exchange is back: 0 none, 1 all."""
     naive: bool = False
@@ -83,9 +83,10 @@ class TrainSettings:
     warm_up: int = 20
     """Steps until it is reached."""
     outer_rate: float | None = None
-    """Learning rate of the outer step. By default 1 (local-sgd, slowmo), 0.7 (diloco, eager), 0.4 (streaming)."""
+    """Learning rate of the outer step. By default 1 for local-sgd and slowmo, 0.7 for diloco and eager, 0.4 for
+    streaming."""
     outer_momentum: float | None = None
-    """Its momentum. By default 0 (local-sgd), 0.5 (slowmo), 0.9 (diloco, eager, streaming)."""
+    """Its momentum. By default 0 for local-sgd, 0.5 for slowmo, 0.9 for diloco, eager and streaming."""
     save_every: int = 100
     """Steps between checkpoints, at the next exchange; 0: only at the end, and when told to leave."""
     seed: int = 0
