@@ -24,6 +24,7 @@ BESIDE: Final = (
     "group/test_codecs_and_schedules.py",
     "group/test_collectives.py",
     "group/test_concurrency.py",
+    "group/test_encoded_once.py",
     "group/test_fault_schedules.py",
     "group/test_links_fuzz.py",
     "group/test_measuring.py",

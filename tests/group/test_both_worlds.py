@@ -133,8 +133,7 @@ class Training:
         self.told[rank] = said
 
     def hold(self, trainer: Trainer) -> None:
-        work = trainer.strategy.exchange._work
-        while work is not None and not work.done():
+        while not trainer.strategy.exchange.landed():
             here().sleep(0.01)
         if next(self.held) == PEERS - 1:
             self.start(lambda: self.train(1))
@@ -178,14 +177,25 @@ def told_in_virtual_time(settings: TrainSettings, **options: Any) -> dict[int, l
     return dict(training.told)
 
 
-@pytest.mark.parametrize(("strategy", "delay"), [("ddp", 0), ("ddp", 1), ("diloco", 0), ("diloco", 1)])
-def test_a_training_run_is_the_same_in_both_worlds(strategy: Any, delay: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"strategy": "ddp"},
+        {"strategy": "ddp", "delay": 1},
+        {"strategy": "diloco"},
+        {"strategy": "diloco", "delay": 2},
+        {"strategy": "streaming", "every": 2, "codec": "e3m0"},
+        {"strategy": "eager", "consensus": 2},
+    ],
+    ids=str,
+)
+def test_a_training_run_is_the_same_in_both_worlds(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses bit for bit, bytes of each step, and who was in which epoch, though one comes late."""
     torch.set_num_threads(1)
     monkeypatch.setattr(  # else a machine that has much to do may choose another way than one that has not
         operations, "choose", lambda kind, nbytes, world, pace, hops=True: choose(kind, nbytes, world, LOCAL_PACE, hops)
     )
-    settings = tiny(strategy=strategy, delay=delay)
+    settings = tiny(**how)
     real, virtual = told_in_reality(settings), told_in_virtual_time(settings)
     assert sorted(real) == sorted(virtual) == [0, 1, 2, 3]
     for rank, said in real.items():

@@ -109,8 +109,8 @@ def bound(case: Case, world: int, largest: float) -> float:
         case "eager":  # each input once; everybody sums
             error.encode(1, times=world)
             error.add(world, times=world - 1)
-        case "direct":  # all inputs but its owner's
-            error.encode(1, times=world - 1)
+        case "direct":  # all inputs but its owner's, which a codec that encodes once takes too
+            error.encode(1, times=world - 1 if case.codec is None or CODECS[case.codec].hops else world)
             error.add(world, times=world - 1)
         case "ring":  # sums of 1, 2, ... inputs
             for inputs in range(1, world):

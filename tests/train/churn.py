@@ -9,21 +9,42 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from atoll.errors import Expelled
 from atoll.train.checkpoint import load_newest
+from atoll.train.settings import ModelSettings
 from tests.train.tiny import Run, check_agreement, folders_in, tiny
+
+THREE_LAYERS = ModelSettings(width=16, layers=3, heads=2, context=16)
+
+
+def strategy(dice: random.Random) -> dict[str, Any]:
+    """Any of them, with settings that make sense."""
+    name = dice.choice(["ddp", "local-sgd", "slowmo", "diloco", "streaming", "streaming", "eager"])
+    about: dict[str, Any] = {"strategy": name, "every": dice.choice([2, 3, 5])}
+    match name:
+        case "ddp":
+            about["delay"] = dice.choice([0, 1])
+        case "diloco":
+            about["delay"] = dice.randrange(about["every"])
+        case "eager":
+            about |= {"naive": dice.random() < 0.3, "consensus": dice.choice([0, 1, 2, 3])}
+        case "streaming":
+            fragments, apart = dice.choice([2, 3]), dice.choice([1, 2, 3])
+            about |= {"every": fragments * apart, "fragments": fragments, "delay": dice.randrange(apart)}
+            about |= {"mix": dice.choice([0.0, 0.5, 1.0]), "model": THREE_LAYERS}
+    return about | {"on_abort": dice.choice(["again", "reset"])}
 
 
 def build(seed: int, folder: Path) -> Run:
     """The run of one seed, with its faults planned."""
     dice = random.Random(seed)
     settings = tiny(
-        strategy=dice.choice(["ddp", "diloco"]),
-        delay=dice.choice([0, 1]),
-        every=dice.choice([2, 3, 5]),
+        **strategy(dice),
         steps=dice.randint(10, 40),
-        codec=dice.choice(["none", "none", "uint8"]),
+        codec=dice.choice(["none", "none", "uint8", "e3m0"]),
+        rounding=dice.choice(["nearest", "random"]),
         save_every=dice.choice([0, 4, 7]),
     )
     run = Run(

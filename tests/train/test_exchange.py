@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import atoll
+from atoll.errors import Diverged
 from atoll.group.local import LocalGroup
 from atoll.group.virtual import World
 from atoll.runtime.api import here
@@ -27,29 +28,47 @@ def vector(i: int) -> torch.Tensor:
     return torch.arange(10.0) * (i + 1)
 
 
+def same(vector):
+    return vector
+
+
 def test_all_get_the_mean_in_the_memory_they_gave():
     def body(i, exchange, group, world):
         mine = vector(i)
-        exchange.start(mine)
-        assert exchange.under_way
-        done = exchange.finish()
-        assert not exchange.under_way
+        assert exchange.start(0, mine)
+        assert exchange.under_way == [0]
+        done = exchange.finish(0, same)
+        assert exchange.under_way == []
         assert done.mean is mine
         return done
 
     for done in together(3, body):
         assert torch.equal(done.mean, torch.arange(10.0) * 2)
-        assert done.world == 3
+        assert (done.world, done.refused, done.fit) == (3, (), True)
         assert done.bytes_sent > 0
 
 
 def test_alone_the_mean_is_what_was_given_and_nothing_is_sent():
     exchange = Exchange()
     exchange.enter(LocalGroup())
-    exchange.start(vector(2))
-    done = exchange.finish()
+    exchange.start(0, vector(2))
+    done = exchange.finish(0, same)
     assert torch.equal(done.mean, vector(2))
-    assert (done.world, done.bytes_sent) == (1, 0)
+    assert done.world == 1
+
+
+def test_fragments_are_under_way_at_once_and_finished_in_any_order():
+    def body(i, exchange, group, world):
+        for fragment in range(5):
+            exchange.start(fragment, vector(i) + fragment)
+        assert exchange.under_way == [0, 1, 2, 3, 4]
+        here().sleep(1.0)
+        assert exchange.landed()
+        return [exchange.finish(fragment, same).mean for fragment in (3, 0, 4, 1, 2)]
+
+    for means in together(3, body):
+        for fragment, mean in zip((3, 0, 4, 1, 2), means, strict=True):
+            assert torch.equal(mean, torch.arange(10.0) * 2 + fragment)
 
 
 @pytest.mark.parametrize("crash_ms", [1, 60, 1000])  # before it commences, while data travels, or not at all
@@ -58,8 +77,8 @@ def test_after_a_loss_the_same_vectors_are_averaged_by_those_who_are_left(crash_
         if i == 1:
             world.loop.post(round(crash_ms * 1e6), world.processes[1].crash)
         here().sleep(0.005 * i)
-        exchange.start(vector(i))
-        return exchange.finish()
+        exchange.start(0, vector(i))
+        return exchange.finish(0, same)
 
     first, _, third = together(3, body, bytes_per_s=1e3, latency_s=1e-4)  # a few bytes take milliseconds
     assert torch.equal(first.mean, third.mean)
@@ -67,13 +86,58 @@ def test_after_a_loss_the_same_vectors_are_averaged_by_those_who_are_left(crash_
     assert torch.equal(first.mean, torch.arange(10.0) * 2)  # of 1 and 3, or of 1, 2 and 3
 
 
+@pytest.mark.parametrize("crash_ms", range(1, 120, 17))
+def test_several_under_way_when_somebody_goes_are_each_measured_anew(crash_ms):
+    """Whatever has been decided by then stays; the rest is of two."""
+
+    def body(i, exchange, group, world):
+        if i == 1:
+            world.loop.post(round(crash_ms * 1e6), world.processes[1].crash)
+        here().sleep(0.01 * i)
+        for fragment in range(4):
+            exchange.start(fragment, vector(i) + fragment)
+        asked = []
+
+        def anew(given, fragment):
+            asked.append(fragment)
+            assert torch.equal(given, vector(i) + fragment)  # as it was
+            return vector(i) * 10 + fragment
+
+        return [exchange.finish(p, lambda given, p=p: anew(given, p)) for p in range(4)], asked
+
+    (first, asked), _, (third, also) = together(3, body, bytes_per_s=3e3, latency_s=1e-4)
+    assert asked == also
+    for fragment, (one, other) in enumerate(zip(first, third, strict=True)):
+        assert torch.equal(one.mean, other.mean)
+        again = fragment in asked
+        assert one.world == other.world == (2 if again else 3)
+        assert bool(one.losses) == again
+        assert torch.equal(one.mean, torch.arange(10.0) * (20 if again else 2) + fragment)
+
+
+def test_who_wants_nothing_anew_gives_up():
+    def body(i, exchange, group, world):
+        if i == 1:
+            world.loop.post(round(1e6), world.processes[1].crash)
+            here().sleep(1)
+        exchange.start(0, vector(i))
+        done = exchange.finish(0, lambda given: None)
+        exchange.start(0, vector(i))
+        return done, exchange.finish(0, same)
+
+    (given_up, after), _, (other, _) = together(3, body)
+    assert given_up.mean is other.mean is None
+    assert len(given_up.losses) == 1
+    assert torch.equal(after.mean, torch.arange(10.0) * 2)
+
+
 def test_the_last_one_left_keeps_its_own_vector():
     def body(i, exchange, group, world):
         if i == 1:
             world.loop.post(round(1e6), world.processes[1].crash)
             here().sleep(1)
-        exchange.start(vector(i))
-        return exchange.finish()
+        exchange.start(0, vector(i))
+        return exchange.finish(0, same)
 
     done, _ = together(2, body)
     assert torch.equal(done.mean, vector(0))
@@ -82,13 +146,13 @@ def test_the_last_one_left_keeps_its_own_vector():
 
 def test_what_travels_while_others_compute_costs_no_wait():
     def body(i, exchange, group, world):
-        exchange.start(vector(i))
+        exchange.start(0, vector(i))
         here().sleep(10.0)
-        return exchange.finish().waited_s
+        return exchange.finish(0, same).waited_s
 
     def eager(i, exchange, group, world):
-        exchange.start(vector(i))
-        return exchange.finish().waited_s
+        exchange.start(0, vector(i))
+        return exchange.finish(0, same).waited_s
 
     assert together(2, body, bytes_per_s=1e3) == [0.0, 0.0]
     assert min(together(2, eager, bytes_per_s=1e3)) > 0.02
@@ -97,6 +161,36 @@ def test_what_travels_while_others_compute_costs_no_wait():
 def test_what_was_under_way_in_another_group_is_dropped():
     exchange = Exchange()
     exchange.enter(LocalGroup())
-    exchange.start(vector(0))
+    exchange.start(0, vector(0))
     exchange.enter(LocalGroup())
-    assert not exchange.under_way
+    assert exchange.under_way == []
+
+
+@pytest.mark.parametrize("codec", [None, "bf16", "uint8", "e3m0", "int4"])
+@pytest.mark.parametrize("n", [10, 5000, 100_000])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_is_refused_and_the_rest_is_averaged(bad, n, codec):
+    def body(i, exchange, group, world):
+        exchange.codec = codec
+        mine = torch.full((n,), float(group.rank))
+        if group.rank == 1:
+            mine[n // 2] = bad
+        fit = exchange.start(0, mine)
+        assert fit == (group.rank != 1)
+        done = exchange.finish(0, same)
+        assert done.fit == fit
+        return done
+
+    for done in together(4, body):
+        assert done.refused == (1,)
+        torch.testing.assert_close(done.mean, torch.full((n,), 5 / 3), rtol=0.01, atol=0)
+
+
+def test_where_nobody_has_numbers_all_stop():
+    def body(i, exchange, group, world):
+        exchange.start(0, vector(i) * float("nan"))
+        with pytest.raises(Diverged, match="no peer has numbers"):
+            exchange.finish(0, same)
+        return True
+
+    assert together(3, body) == [True] * 3

@@ -14,8 +14,10 @@ def test_flattening_changes_no_value_and_puts_matrices_first():
     for (name, before), (_, after) in zip(plain.named_parameters(), flat.module.named_parameters(), strict=True):
         assert torch.equal(before, after), name
     matrices = [p.detach().reshape(-1) for p in plain.parameters() if p.dim() >= 2]
-    assert flat.matrices == 3 * 4 + 4 * 2
-    assert torch.equal(flat.parameters[: flat.matrices], torch.cat(matrices))
+    assert flat.matrices == [slice(0, 3 * 4 + 4 * 2)]
+    assert flat.vectors == [slice(3 * 4 + 4 * 2, flat.parameters.numel())]
+    assert flat.fragments == [slice(0, flat.parameters.numel())]
+    assert torch.equal(flat.parameters[flat.matrices[0]], torch.cat(matrices))
 
 
 def test_writing_to_the_flat_tensor_writes_to_the_module():

@@ -1,6 +1,7 @@
 """Training runs of a model so small that a whole group of peers trains in a fraction of a second, in virtual time."""
 
 from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,16 @@ def tiny(**changes: Any) -> TrainSettings:
     """Settings of a run of twelve steps."""
     model = ModelSettings(width=16, layers=1, heads=2, context=16)
     return TrainSettings(
-        **{"model": model, "steps": 12, "batch": 2, "every": 4, "warm_up": 3, "save_every": 0, **changes}
+        **{
+            "model": model,
+            "steps": 12,
+            "batch": 2,
+            "every": 4,
+            "fragments": 1,
+            "warm_up": 3,
+            "save_every": 0,
+            **changes,
+        }
     )
 
 
@@ -89,9 +99,10 @@ class Run:
         folders = folders_in(folder) if folder else None
         peer = Peer(Trainer(settings or self.settings, text or self.text, report, folders), log)
 
+        worlds = chain([min_world], repeat(1))  # who comes back waits for nobody
+
         def enter() -> Group:
-            again = bool(peer.events("joined"))  # who has been in waits for nobody
-            return atoll.join("m:1", min_world=1 if again else min_world, timeout_s=None)
+            return atoll.join("m:1", min_world=next(worlds), timeout_s=None)
 
         def main() -> None:
             try:

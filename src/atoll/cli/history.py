@@ -87,6 +87,7 @@ class History:
         self._last: tuple[int, float] | None = None
         self._worlds: dict[int, int] = {}  # by epoch
         self._told_losses: set[int] = set()  # epochs
+        self._told_refusals: set[tuple[int, int]] = set()  # epoch and step
         self._handlers: dict[str, Callable[[Peer, Event], str | None]] = {
             "started": self._started,
             "joined": self._joined,
@@ -95,6 +96,7 @@ class History:
             "evaluated": self._evaluated,
             "step": self._step,
             "lost": self._lost,
+            "refused": self._refused,
             "expelled": self._expelled,
             "saved": self._saved,
             "done": self._done,
@@ -273,6 +275,14 @@ class History:
     def _lost(self, peer: Peer, event: Event) -> str | None:
         goes_on = self._goes_on(peer)
         return f"{peer.name}: {event['message'].partition('; now epoch')[0]}; {goes_on}" if goes_on else None
+
+    def _refused(self, peer: Peer, event: Event) -> str | None:
+        """Told by the first of all."""
+        key = peer.epoch, event["step"]
+        if key in self._told_refusals:
+            return None
+        self._told_refusals.add(key)
+        return f"step {event['step']}: what rank {event['rank']} came to was no number, and was left out"
 
     def _expelled(self, peer: Peer, event: Event) -> str | None:
         self._move(peer, "lost")

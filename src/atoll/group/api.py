@@ -97,6 +97,10 @@ class Ticket:
     """Where the result may be written as it comes; undefined until the end. None: nowhere yet."""
     op: str = "sum"
     codec: str | None = None
+    down: str | None = None
+    """How what all have combined goes back; None: as it came, by `codec`."""
+    seed: int | None = None
+    """By which the codecs round at random; None: to the nearest."""
     algorithm: Algorithm = "ring"
     block: int = BLOCK
     """Bytes that travel as one frame, about."""

@@ -25,6 +25,7 @@ from atoll.group.work import Membership, Result, Work
 
 Put = Callable[[Array], Any]
 _VOTED: Final = ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
+LONGEST_NOTE: Final = 64
 
 
 class Collectives:
@@ -54,22 +55,30 @@ class Collectives:
     # -- everybody's data, combined --------------------------------------------------------------------------------
 
     def all_reduce(
-        self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None,
-        algorithm: Algorithm | None = None, timeout_s: float | None = None,
+        self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, down: str | None = None,
+        seed: int | None = None, note: bytes = b"", out: Any = None, algorithm: Algorithm | None = None,
+        timeout_s: float | None = None,
     ) -> Result:  # fmt: skip
         """Combine everybody's `tensor` by sum, avg, prod, max or min; all get the same bits, in place or in `out`.
 
+        `down`: another codec for the way back, "none" for none. `seed`: the codecs round at random, by this peer's own
+        seed. `note`: up to 64 bytes, as many on all, that ride in the vote; all get them by rank, as `.notes`.
         `algorithm`: "direct", "halving" or "ring"; by default what takes the least time on links as they are.
         """
-        return self.all_reduce_async(tensor, op, tag=tag, codec=codec, out=out, algorithm=algorithm).wait(timeout_s)
+        return self.all_reduce_async(
+            tensor, op, tag=tag, codec=codec, down=down, seed=seed, note=note, out=out, algorithm=algorithm
+        ).wait(timeout_s)
 
     def all_reduce_async(
-        self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None,
-        algorithm: Algorithm | None = None,
+        self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, down: str | None = None,
+        seed: int | None = None, note: bytes = b"", out: Any = None, algorithm: Algorithm | None = None,
     ) -> Work:  # fmt: skip
         """As `all_reduce`; the tensor must not be written until the work has been awaited."""
         target = tensor if out is None else out
-        return self._launch("all_reduce", tensor, tag, op, codec, target, _into(target), algorithm=algorithm)
+        return self._launch(
+            "all_reduce", tensor, tag, op, codec, target, _into(target), down=down, seed=seed, note=note,
+            algorithm=algorithm,
+        )  # fmt: skip
 
     def reduce_scatter(
         self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, out: Any = None,
@@ -216,7 +225,7 @@ class Collectives:
 
     def _launch(
         self, kind: Kind, tensor: Any, tag: int, op: str, codec: str | None, out: Any, put: Put, root: int = 0,
-        algorithm: Algorithm | None = None,
+        down: str | None = None, seed: int | None = None, note: bytes = b"", algorithm: Algorithm | None = None,
     ) -> Work:  # fmt: skip
         name = f"{kind} with tag {tag}:"
         flat = self._readable(tensor, name, codec if kind != "recv" else None)
@@ -225,27 +234,36 @@ class Collectives:
             raise ValueError(f"op must be one of {', '.join(REDUCE)}, not {op!r}")
         if out is not None:
             check_writable(out, dtype, self._size_of_result(kind, flat.size), name)
-        parts = [kind, op, dtype, str(flat.size), f"codec {codec or 'none'}"]
+        if len(note) > LONGEST_NOTE:
+            raise ValueError(f"a note has at most {LONGEST_NOTE} bytes, not {len(note)}")
+        codecs.get(down)
+        if down is not None and codecs.get(codec) is None:
+            raise ValueError(f"down={down!r} is for what travels by a codec: name one")
+        parts = [kind, op, dtype, str(flat.size), f"codec {codec or 'none'}", f"down {down}" if down else ""]
+        parts.append(f"note of {len(note)}" if note else "")
         what = " ".join(part for part in parts if part) + (f" root {root}" if kind == "broadcast" else "")
         world, rank = self.world, self.rank
         if algorithm is not None:
             _check_algorithm(algorithm, codec)
             what += f" {algorithm}"
         elif kind in _VOTED:
-            algorithm = choose(kind, flat.nbytes, world, self._membership.view.pace, _hops(codec))
+            algorithm = choose(kind, flat.nbytes + len(note), world, self._membership.view.pace, _hops(codec))
         else:
             algorithm = "direct"
         if algorithm == "votes":
-            ticket = self._ticket(kind, tag, what, flat.tobytes(), op=op, root=root)
+            ticket = self._ticket(kind, tag, what, flat.tobytes() + note, op=op, root=root)
         else:
             ticket = self._ticket(
                 kind,
                 tag,
                 what,
+                note,
                 tensor=flat,
                 out=room_in(out, flat),
                 op=op,
                 codec=codec,
+                down=down,
+                seed=seed,
                 algorithm=algorithm,
                 root=root,
                 block=block_bytes(self._membership.view.pace, codec),
@@ -255,12 +273,12 @@ class Collectives:
             if world == 1:
                 return put(flat.copy())  # alone, no data moves: the result is what we gave
             if ticket.tensor is None:
-                return put(value_of_votes(ticket, outcome.payloads, flat.dtype, rank))
+                return put(value_of_votes(ticket, outcome.payloads, flat.dtype, flat.nbytes, rank))
             if outcome.value is None and kind != "send":
                 raise ProtocolError(f"{name} decided without data")
             return out if outcome.value is ticket.out and ticket.out is not None else put(outcome.value)
 
-        return self._submit(ticket, deliver)
+        return self._submit(ticket, deliver, len(note))
 
     def _readable(self, tensor: Any, name: str, codec: str | None) -> Array:
         flat = read(tensor, name)
@@ -306,7 +324,7 @@ class Collectives:
             revision=revision, **more,
         )  # fmt: skip
 
-    def _submit(self, ticket: Ticket, deliver: Callable[[Outcome], Any]) -> Work:
+    def _submit(self, ticket: Ticket, deliver: Callable[[Outcome], Any], note: int = 0) -> Work:
         membership = self._membership
         key = (self._scope, f"{ticket.kind} {ticket.root}" if ticket.between_two else "", ticket.tag)
         if key in membership.unawaited:
@@ -317,7 +335,7 @@ class Collectives:
             raise Busy(f"{MOST_OPERATIONS} operations are under way: await one first")
         if len(membership.unawaited) >= MOST_VOTES:
             raise Busy(f"{MOST_VOTES} operations are under way in all subgroups together: await one first")
-        work = Work(ticket, key, membership, self.world, deliver, membership.port.now())
+        work = Work(ticket, key, membership, self.world, deliver, membership.port.now(), note)
         membership.unawaited[key] = work
         membership.port.submit(ticket)
         return work

@@ -296,7 +296,7 @@ class Station:
             if self.runs.get(run_key) is not run and not run.succeeded:
                 return None
             try:
-                data = run.execution.outgoing(step.piece)
+                data = run.execution.outgoing(step.piece, step.reduce)
                 run.lent.append(data)
                 return data
             except ValueError as error:

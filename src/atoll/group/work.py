@@ -21,6 +21,8 @@ class Result:
     """From launch to the end of `wait`."""
     value: Any = None
     """The tensor that came out; for `gather_bytes` the list of payloads."""
+    notes: tuple[bytes, ...] = ()
+    """By rank: what each wrote on its vote."""
 
 
 @dataclass
@@ -59,6 +61,8 @@ class Work:
     _world: int
     _deliver: Callable[[Outcome], Any]
     _launched_s: float
+    _note: int = 0
+    """How many bytes, at the end of each vote's payload, are a note."""
     _result: Result | None = field(default=None, init=False)
 
     def done(self) -> bool:
@@ -87,7 +91,8 @@ class Work:
         sent, received = outcome.sent, outcome.received
         if ticket.tensor is None and self._world > 1:  # all that travelled was in the votes
             sent, received = len(ticket.payload), sum(map(len, outcome.payloads)) - len(ticket.payload)
-        self._result = Result(self._world, sent, received, membership.port.now() - self._launched_s, value)
+        notes = tuple(payload[-self._note :] for payload in outcome.payloads) if self._note else ()
+        self._result = Result(self._world, sent, received, membership.port.now() - self._launched_s, value, notes)
         return self._result
 
 

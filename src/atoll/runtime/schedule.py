@@ -32,7 +32,8 @@ class Recv:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Local work on a piece. `final`: its value is complete here: divide for an average, encode once for all."""
+    """Local work on a piece. `own`: add our input as others would decode it. `final`: its value is complete here:
+    divide for an average, encode once for all."""
 
     op: str
     piece: int

@@ -20,22 +20,10 @@ class StepInfo:
     """Time the step stood still for communication."""
     losses: tuple[str, ...] = ()
     """Who went meanwhile, in words."""
+    refused: tuple[int, ...] = ()
+    """Ranks whose contribution held what is no number and was left out."""
     boundary: bool = True
-    """The shared state is whole and up to date on all peers after this step (nothing may be in flight: see `drain`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Begin to exchange fragment `fragment`."""
-
-    fragment: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Take what came of the exchange of fragment `fragment` begun last."""
-
-    fragment: int
+    """The shared state has just been brought up to date on all peers (nothing may be in flight: see `drain`)."""
 
 
 class Strategy(Protocol):
@@ -51,7 +39,7 @@ class Strategy(Protocol):
         """Learn from `batch` [sequences, time + 1], and exchange what the schedule asks for."""
 
     def drain(self) -> tuple[str, ...]:
-        """Finish what is in flight, so that the shared state may be looked at, saved or given to newcomers.
+        """Finish what is in flight, so that the shared state may be saved or given to newcomers.
 
         Returns who was lost meanwhile, in words.
         """

@@ -1,68 +1,122 @@
-"""Program: one vector per peer in, their mean out, whoever goes meanwhile.
+"""Program: one vector per peer in, their mean out, whoever goes meanwhile; several fragments at once.
 
-A collective that failed left its input as it was, so it is simply begun again with those who are left: all survivors
-see the same sequence of outcomes and so do the same.
+A collective that failed left its input as it was, so another is begun with those who are left: all survivors see the
+same sequence of outcomes and so do the same. A vector with what is no number is refused: zeros go in its place and
+count for nothing, and everybody's vote says so.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
-from atoll.errors import PeerLost
+from atoll.errors import Diverged, PeerLost
 from atoll.group.facade import Group
 from atoll.group.work import Work
 from atoll.runtime.api import here
 
+_FIT: Final = b"+"
+_REFUSED: Final = b"-"
+
 
 @dataclass(frozen=True, slots=True)
 class Exchanged:
-    """What came of it."""
+    """What came of it. `mean` None: somebody went, and it was given up."""
 
-    mean: torch.Tensor
+    mean: torch.Tensor | None
     world: int
     bytes_sent: int
     waited_s: float
     losses: tuple[str, ...] = ()
     """Who went meanwhile, in words."""
+    refused: tuple[int, ...] = ()
+    """Ranks whose vectors held what is no number."""
+    fit: bool = True
+    """Ours did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    vector: torch.Tensor
+    work: Work
+    fit: bool
+    seed: int | None
 
 
 class Exchange:
-    """At most one mean under way. The vector belongs to the exchange until `finish`."""
+    """Means under way, at most one per fragment. A vector belongs to the exchange until `finish`.
 
-    def __init__(self, codec: str | None = None, tag: int = 1) -> None:
-        self.codec, self.tag = codec, tag
+    `codec`: how vectors travel, `down`: how means come back, if otherwise. A fragment's tag is `tag` + its number.
+    """
+
+    def __init__(self, codec: str | None = None, down: str | None = None, tag: int = 1) -> None:
+        self.codec, self.down, self.tag = codec, down, tag
         self._group: Group | None = None
-        self._vector: torch.Tensor | None = None
-        self._work: Work | None = None
+        self._flights: dict[int, _Flight] = {}
 
     @property
-    def under_way(self) -> bool:
-        """Has something been started and not finished?"""
-        return self._vector is not None
+    def under_way(self) -> list[int]:
+        """Fragments that have been started and not finished, in that order."""
+        return list(self._flights)
+
+    @property
+    def world(self) -> int:
+        """How many take part in what is started now."""
+        assert self._group is not None, "enter a group first"
+        return self._group.world
+
+    @property
+    def rank(self) -> int:
+        """Our place among them."""
+        assert self._group is not None, "enter a group first"
+        return self._group.rank
 
     def enter(self, group: Group) -> None:
         """Exchange with this group from now on; what was under way in another one is dropped."""
-        self._group, self._vector, self._work = group, None, None
+        self._group, self._flights = group, {}
 
-    def start(self, vector: torch.Tensor) -> None:
-        """Begin; returns at once."""
-        assert self._group is not None, "enter a group first"
-        self._vector = vector
-        self._work = self._group.all_reduce_async(vector, "avg", tag=self.tag, codec=self.codec)
+    def start(self, fragment: int, vector: torch.Tensor, seed: int | None = None) -> bool:
+        """Begin; returns at once. `seed`: round at random. False: the vector is refused."""
+        flight = self._flights[fragment] = self._launch(fragment, vector, seed)
+        return flight.fit
 
-    def finish(self) -> Exchanged:
-        """Wait for the mean; in the vector's own memory."""
-        assert self._vector is not None
-        began, losses = here().now(), []
+    def landed(self) -> bool:
+        """Would no `finish` have to wait?"""
+        return all(flight.work.done() for flight in self._flights.values())
+
+    def finish(self, fragment: int, again: Callable[[torch.Tensor], torch.Tensor | None]) -> Exchanged:
+        """Wait for the mean; it comes in the vector's own memory.
+
+        `again`: what to exchange with those who are left, given what was to be exchanged; None: give up. Diverged:
+        nobody's vector could be taken.
+        """
+        flight, losses, began = self._flights.pop(fragment), [], here().now()
         while True:
-            if self._work is None:
-                self.start(self._vector)
-            assert self._work is not None
-            work, self._work = self._work, None
             try:
-                result = work.wait()
+                result = flight.work.wait()
+                break
             except PeerLost as error:
                 losses.append(str(error))
-                continue
-            vector, self._vector = self._vector, None
-            return Exchanged(vector, result.world, result.bytes_sent, here().now() - began, tuple(losses))
+                vector = again(flight.vector)
+                if vector is None:
+                    return Exchanged(None, self.world, 0, here().now() - began, tuple(losses))
+                flight = self._launch(fragment, vector, flight.seed)
+        waited_s, mean = here().now() - began, flight.vector
+        refused = tuple(rank for rank, note in enumerate(result.notes) if note == _REFUSED)
+        if len(refused) == result.world:
+            raise Diverged("no peer has numbers to exchange: lower --lr, or look at the text")
+        if refused:
+            mean *= result.world / (result.world - len(refused))
+        return Exchanged(mean, result.world, result.bytes_sent, waited_s, tuple(losses), refused, flight.fit)
+
+    def _launch(self, fragment: int, vector: torch.Tensor, seed: int | None) -> _Flight:
+        assert self._group is not None, "enter a group first"
+        fit = bool(torch.isfinite(vector).all())
+        if not fit:
+            vector.zero_()
+        work = self._group.all_reduce_async(
+            vector, "avg", tag=self.tag + fragment, codec=self.codec, down=self.down, seed=seed,
+            note=_FIT if fit else _REFUSED,
+        )  # fmt: skip
+        return _Flight(vector, work, fit, seed)

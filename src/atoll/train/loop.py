@@ -21,12 +21,9 @@ from atoll.model.tokenizer import ByteTokenizer
 from atoll.model.transformer import Transformer, TransformerConfig
 from atoll.runtime.api import here
 from atoll.train.checkpoint import load_newest, save_checkpoint
-from atoll.train.flat import FlatModel
-from atoll.train.optimisers import warm_up_then_cosine
-from atoll.train.outer import OuterLoop
 from atoll.train.settings import TrainSettings
 from atoll.train.shards import Shards, batch, count_windows
-from atoll.train.strategies import ddp, diloco
+from atoll.train.strategies import make_strategy
 from atoll.train.text import Corpus
 
 Report = Callable[..., None]
@@ -51,7 +48,7 @@ class Trainer:
             TransformerConfig(width=s.model.width, layers=s.model.layers, heads=s.model.heads, context=s.model.context)
         )
         self.model.initialise(s.seed)
-        self.strategy = make_strategy(s, FlatModel(self.model))
+        self.strategy = make_strategy(s, self.model)
         self.shards = Shards(count_windows(corpus.train, s.model.context), s.seed)
         held_out = count_windows(corpus.held_out, s.model.context)
         self.evaluated = np.array_split(np.arange(min(EVALUATED_WINDOWS, held_out)), -(-EVALUATED_WINDOWS // 16))
@@ -116,8 +113,8 @@ class Trainer:
                 raise InvalidData(f"{folder}: the checkpoint holds no {name} of shape {list(tensor.shape)}")
         for name, tensor in self.state.tensors.items():
             tensor.copy_(tensors[name])
-        self.strategy.load_local(tensors)
         self.strategy.reload()
+        self.strategy.load_local(tensors)
         self.state.revision = self.steps
         self._whole_at = self.steps, int(self.cursor)
         self.report("resumed", step=self.steps)
@@ -180,6 +177,8 @@ class Trainer:
         self.ddp_would_send += 8 * sum(p.numel() for p in self.model.parameters()) * (world - 1) // world
         seconds = here().now() - began
         self._tell_losses(group, info.losses)
+        for rank in info.refused:
+            self.report("refused", rank=rank, step=step + 1)
         self.report(
             "step",
             step=step + 1,
@@ -227,6 +226,7 @@ class Trainer:
     def _end(self, group: Group) -> None:
         """Save and go. PeerLost: begin again, for it may have been the one that saves."""
         self._drain(group)
+        self.strategy.reload()
         self._save(group)
         if group.rank == 0:
             self.report("evaluated", step=self.steps, loss=self.evaluate())
@@ -257,24 +257,6 @@ class Folders:
 
     def __init__(self, checkpoint: Path, model: Path) -> None:
         self.checkpoint, self.model = checkpoint, model
-
-
-def make_strategy(s: TrainSettings, model: FlatModel) -> OuterLoop:
-    """The strategy the settings name."""
-    rate = warm_up_then_cosine(s.lr, s.steps, s.warm_up)
-    codec = None if s.codec == "none" else s.codec
-    if s.strategy == "ddp":
-        return ddp(model, rate, delay=s.delay, codec=codec)
-    return diloco(
-        model,
-        rate,
-        every=s.every,
-        steps=s.steps,
-        delay=s.delay,
-        codec=codec,
-        outer_rate=s.outer_lr,
-        outer_momentum=s.outer_momentum,
-    )
 
 
 def _essentials_of(said: bytes) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 So a state can be compared, sent and saved before the first step as after it. Matrices decay, vectors (norms) don't.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import cos, pi
 
 import torch
@@ -33,21 +33,19 @@ class Optimiser:
     """Applies gradients to `parameters`, a flat tensor, in place. `clip`: the gradient's largest Euclidean norm."""
 
     def __init__(
-        self, parameters: torch.Tensor, parts: list[nn.Parameter], optimiser: torch.optim.Optimizer,
-        rate: LearningRate, clip: float | None = None,
+        self, parameters: torch.Tensor, slices: Sequence[slice], parts: list[nn.Parameter],
+        optimiser: torch.optim.Optimizer, rate: LearningRate, clip: float | None = None,
     ) -> None:  # fmt: skip
         self.parameters, self.rate, self.clip = parameters, rate, clip
-        self._parts, self._optimiser = parts, optimiser
+        self._slices, self._parts, self._optimiser = slices, parts, optimiser
 
     def step(self, gradient: torch.Tensor, step: int) -> None:
         """One update with the learning rate of step number `step`. The gradient may be scaled in place."""
         if self.clip is not None:
             norm = torch.linalg.vector_norm(gradient)
             gradient.mul_(torch.clamp(self.clip / (norm + 1e-6), max=1.0))
-        at = 0
-        for part in self._parts:
-            part.grad = gradient[at : at + part.numel()]
-            at += part.numel()
+        for part, place in zip(self._parts, self._slices, strict=True):
+            part.grad = gradient[place]
         for group in self._optimiser.param_groups:
             group["lr"] = self.rate(step)
         self._optimiser.step()
@@ -61,31 +59,26 @@ class Optimiser:
         }
 
 
-def _parts(parameters: torch.Tensor, matrices: int) -> list[nn.Parameter]:
-    return [nn.Parameter(parameters[:matrices]), nn.Parameter(parameters[matrices:])]
-
-
 def adamw(
-    parameters: torch.Tensor, matrices: int, rate: LearningRate, *, weight_decay: float = 0.1, clip: float = 1.0
-) -> Optimiser:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). The first `matrices` elements decay."""
-    parts = _parts(parameters, matrices)
-    groups = [{"params": parts[:1], "weight_decay": weight_decay}, {"params": parts[1:], "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=rate(0), betas=(0.9, 0.95))
+    parameters: torch.Tensor, matrices: Sequence[slice], vectors: Sequence[slice], rate: LearningRate, *,
+    weight_decay: float = 0.1, clip: float = 1.0,
+) -> Optimiser:  # fmt: skip
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). Matrices decay."""
+    slices = [*matrices, *vectors]
+    parts = [nn.Parameter(parameters[place]) for place in slices]
+    cut = len(matrices)
+    groups = [{"params": parts[:cut], "weight_decay": weight_decay}, {"params": parts[cut:], "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=rate(0), betas=(0.9, 0.95))
     for part in parts:
         optimiser.state[part] = {
             "step": torch.zeros(()),
             "exp_avg": torch.zeros_like(part),
             "exp_avg_sq": torch.zeros_like(part),
         }
-    return Optimiser(parameters, parts, optimiser, rate, clip)
+    return Optimiser(parameters, slices, parts, optimiser, rate, clip)
 
 
-def nesterov(parameters: torch.Tensor, matrices: int, rate: LearningRate, *, momentum: float = 0.9) -> Optimiser:
-    """Gradient descent with Nesterov momentum, the outer optimiser of DiLoCo; `momentum` 0: plain descent."""
-    parts = _parts(parameters, matrices)
-    optimiser = torch.optim.SGD(parts, lr=rate(0), momentum=momentum, nesterov=momentum > 0)
-    if momentum:
-        for part in parts:
-            optimiser.state[part] = {"momentum_buffer": torch.zeros_like(part)}
-    return Optimiser(parameters, parts, optimiser, rate)
+def descent(parameters: torch.Tensor, rate: LearningRate) -> Optimiser:
+    """Plain gradient descent; remembers nothing."""
+    part = nn.Parameter(parameters)
+    return Optimiser(parameters, [slice(0, parameters.numel())], [part], torch.optim.SGD([part], lr=rate(0)), rate)

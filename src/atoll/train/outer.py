@@ -1,17 +1,16 @@
 """Program: the outer loop: one strategy of which the published ones are settings (`strategies.py`).
 
-    every step      learn locally
-    every H steps   the contribution (a gradient, or how far this peer has come) goes out; the mean comes back, at
-    once or
-                    one exchange later, and the outer optimiser applies it to the parameters all peers share
+    every step        learn locally
+    Start(fragment)   what this peer has to tell of the fragment goes out
+    Finish(fragment)  the mean comes back; the outer optimiser applies it to the parameters all peers share
 
-After Douillard et al. 2023 (DiLoCo, arXiv 2311.08105); with a delay of one, the exchange is hidden behind the next
-steps (as in Keiblinger et al. 2025, arXiv 2505.14065). All that peers must agree on follows from the same bytes by
-the same arithmetic, so states stay equal bit for bit.
+After Douillard et al. 2025 (Streaming DiLoCo, arXiv 2501.18512), whose cases are DiLoCo (2311.08105), SlowMo
+(1910.00643) and Local SGD; Kale et al. 2025 (eager, 2502.12996). What peers must agree on follows from the same bytes
+by the same arithmetic, so shared states stay equal bit for bit; each model may run on by itself.
 """
 
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,49 +18,33 @@ from atoll.cost import Op
 from atoll.errors import Diverged
 from atoll.group.facade import Group
 from atoll.runtime.api import here
-from atoll.train.api import Start, StepInfo
+from atoll.train.api import StepInfo
 from atoll.train.exchange import Exchange, Exchanged
 from atoll.train.flat import FlatModel
-from atoll.train.fragments import FragmentSchedule
-from atoll.train.optimisers import Optimiser
-
-
-class Learner(Protocol):
-    """The local half of a strategy: what a peer does with a batch, and what it then has to tell the others."""
-
-    optimiser: Optimiser | None
-
-    def begin(self) -> None:
-        """The model stands at the parameters all share; a new round of local steps begins."""
-
-    def learn(self, step: int) -> None:
-        """The gradient of a batch is there: use it."""
-
-    def contribution(self) -> torch.Tensor:
-        """What the others should hear of the round, as a new vector that descends like a gradient."""
+from atoll.train.learners import Learner
+from atoll.train.momentum import Outer
+from atoll.train.schedule import Finish, FragmentSchedule, Start
 
 
 class OuterLoop:
-    """A `Strategy`. The outer optimiser's parameters are the same bits on all peers; the model's may run ahead of
-    them."""
+    """A `Strategy`. `seed`: what travels is rounded at random, by this."""
 
     def __init__(
-        self,
-        model: FlatModel,
-        learner: Learner,
-        outer: Optimiser,
-        schedule: FragmentSchedule,
-        codec: str | None = None,
-    ) -> None:
+        self, model: FlatModel, learner: Learner, outer: Outer, schedule: FragmentSchedule, exchange: Exchange,
+        seed: int | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.learner, self.outer, self.schedule = model, learner, outer, schedule
-        self.exchange = Exchange(codec)
+        self.exchange, self.seed = exchange, seed
         self.steps = torch.zeros(1, dtype=torch.int64)
         """Steps taken; part of what is shared."""
-        self.reload()
+        self.learner.restart()
 
     def enter(self, group: Group) -> None:
         """Train with this group from now on. What was in flight in another one is dropped."""
+        dropped = bool(self.exchange.under_way)
         self.exchange.enter(group)
+        if dropped:
+            self.learner.settle(False, group.world)
 
     def step(self, batch: torch.Tensor) -> StepInfo:
         """Learn from `batch`, then do what the schedule says. Diverged: the loss is not a number; nothing was
@@ -73,35 +56,39 @@ class OuterLoop:
         if not isfinite(loss):
             raise Diverged(f"the loss is {loss} at step {step}: lower --lr, or look at the text of this peer")
         self.learner.learn(step)
-        done: Exchanged | None = None
-        actions = self.schedule.at(step)
+        actions, done = self.schedule.at(step), []
         for action in actions:
             if isinstance(action, Start):
-                self.exchange.start(self.learner.contribution())
+                self._start(action.fragment)
             else:
-                done = self._finish()
-        self.steps += 1
+                done += self._finish(action.fragment)
         if actions:
-            self.reload()
-        if done is None:
-            return StepInfo(loss, tokens, boundary=bool(actions))
-        return StepInfo(loss, tokens, done.bytes_sent, done.waited_s, done.losses)
+            self._settle()
+        self.steps += 1
+        return StepInfo(
+            loss,
+            tokens,
+            sum(d.bytes_sent for d in done),
+            sum(d.waited_s for d in done),
+            tuple(loss for d in done for loss in d.losses),
+            tuple(sorted({rank for d in done for rank in d.refused})),
+            boundary=any(isinstance(action, Finish) for action in actions),
+        )
 
     def drain(self) -> tuple[str, ...]:
-        """Finish what is in flight. To be called at a boundary only: local steps since then would be lost."""
-        done = self._finish()
-        if done is None:
-            return ()
-        self.reload()
-        return done.losses
+        """Finish what is in flight before its time. All must do it after the same step."""
+        done = [d for fragment in self.exchange.under_way for d in self._finish(fragment)]
+        if done:
+            self._settle()
+        return tuple(loss for d in done for loss in d.losses)
 
     def shared(self) -> dict[str, torch.Tensor]:
         """Parameters, the outer optimiser's memory, the step."""
         return {"parameters": self.outer.parameters, "steps": self.steps, **self.outer.memory("outer.")}
 
     def local(self) -> dict[str, Any]:
-        """The inner optimiser's memory."""
-        return self.learner.optimiser.memory("inner.") if self.learner.optimiser else {}
+        """The learner's memory."""
+        return self.learner.memory()
 
     def load_local(self, state: dict[str, Any]) -> None:
         """The reverse of `local`."""
@@ -110,8 +97,7 @@ class OuterLoop:
 
     def reload(self) -> None:
         """Go on from shared tensors that were written from outside."""
-        self.model.parameters.copy_(self.outer.parameters)
-        self.learner.begin()
+        self.learner.restart()
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -120,9 +106,34 @@ class OuterLoop:
         self.model.backward(loss)
         return float(loss.detach())
 
-    def _finish(self) -> Exchanged | None:
-        if not self.exchange.under_way:
+    def _start(self, fragment: int) -> None:
+        vector = self.learner.contribution(self.model.fragments[fragment])
+        if not self.exchange.start(fragment, vector, self._seed(fragment)):
+            self._recover()
+
+    def _finish(self, fragment: int) -> list[Exchanged]:
+        """Empty: it was finished before its time."""
+        if fragment not in self.exchange.under_way:
+            return []
+        part = self.model.fragments[fragment]
+        done = self.exchange.finish(fragment, lambda vector: self.learner.again(part, vector))
+        if done.mean is not None:
+            self.outer.step(part, done.mean, int(self.steps))
+        self.learner.took(part, done)
+        if not done.fit:
+            self._recover()
+        return [done]
+
+    def _settle(self) -> None:
+        self.learner.settle(bool(self.exchange.under_way), self.exchange.world)
+
+    def _recover(self) -> None:
+        """Ours was refused, so it is no good to ourselves either."""
+        self.learner.forget()
+        self.learner.restart()
+
+    def _seed(self, fragment: int) -> int | None:
+        """Of this step's rounding on this peer."""
+        if self.seed is None:
             return None
-        done = self.exchange.finish()
-        self.outer.step(done.mean, int(self.steps))
-        return done
+        return ((self.seed << 32 | int(self.steps)) << 16 | self.exchange.rank) << 8 | fragment

@@ -3,9 +3,29 @@ documentation."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 from atoll.errors import InvalidConfig
+from atoll.train.schedule import FragmentSchedule
+
+Codec = Literal["none", "bf16", "uint8", "uint8-zero", "int4", "e3m0"]
+
+
+class OuterStep(NamedTuple):
+    """Of the outer optimiser."""
+
+    rate: float
+    momentum: float
+
+
+OUTER: Final = {
+    "local-sgd": OuterStep(1.0, 0.0),
+    "slowmo": OuterStep(1.0, 0.5),
+    "diloco": OuterStep(0.7, 0.9),
+    "streaming": OuterStep(0.4, 0.9),
+    "eager": OuterStep(0.7, 0.9),
+}
+"""By default: averaging; Wang et al. 2020; Douillard et al. 2023, 2025; Kale et al. 2025."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +46,34 @@ class TrainSettings:
 
     text: tuple[Path, ...] = ()
     """Files and folders to learn from. Without any: the sources of the Python standard library."""
-    strategy: Literal["diloco", "ddp"] = "diloco"
-    """diloco: exchange every `every` steps. ddp: exchange gradients at every step."""
+    strategy: Literal["ddp", "local-sgd", "slowmo", "diloco", "streaming", "eager"] = "diloco"
+    """ddp: exchange gradients at every step. The others let each peer train alone for `every` steps, then exchange how
+    far it has come. local-sgd: go on from the mean. slowmo, diloco: take an outer step with momentum along it.
+    streaming: diloco, one fragment of the model at a time. eager: diloco whose exchange travels for a whole round."""
     every: int = 20
-    """Local steps between exchanges (diloco)."""
-    delay: Literal[0, 1] = 0
-    """1: apply each exchange one exchange later, so that it travels while the next steps compute."""
-    codec: Literal["none", "bf16", "uint8", "uint8-zero", "int4", "e3m0"] = "none"
+    """Local steps between exchanges (all but ddp)."""
+    fragments: int = 4
+    """Parts of the model that are exchanged in turn, whole layers each (streaming). `every` is a multiple of it."""
+    pattern: Literal["strided", "sequential"] = "strided"
+    """strided: neighbouring layers are in different fragments. sequential: in the same."""
+    delay: int | None = None
+    """Steps that go on while an exchange travels: less than `every` for diloco, than `every` / `fragments` for
+    streaming; at most 1 for ddp. By default 1 for streaming, else 0."""
+    mix: float = 0.5
+    """Where there is a delay, how much of its own parameters a peer keeps when an exchange is back: 0 none, 1 all."""
+    naive: bool = False
+    """Don't put one's own newest progress in the place of the last in the mean that is late (eager)."""
+    consensus: int = 10
+    """Rounds after which all wait and go on from the same parameters (eager); 0: only at the end."""
+    on_abort: Literal["again", "reset"] = "again"
+    """When a peer is lost, exchange that fragment again among the others; or drop what was learnt on it since its last
+    exchange (local-sgd, slowmo, diloco, streaming)."""
+    codec: Codec = "none"
     """How numbers travel: as they are, in 2 bytes (bf16), in 1 (uint8), or in half a one (int4, e3m0)."""
+    down: Codec | Literal["same"] = "same"
+    """How means travel back, if not as by `codec`."""
+    rounding: Literal["nearest", "random"] = "nearest"
+    """random: int4 and e3m0 round up or down by chance, right on average."""
     steps: int = 200
     """Local steps of each peer."""
     batch: int = 8
@@ -42,9 +82,11 @@ class TrainSettings:
     """Peak learning rate of AdamW."""
     warm_up: int = 20
     """Steps until it is reached."""
-    outer_lr: float = 0.7
-    """Learning rate of the outer Nesterov step (diloco)."""
-    outer_momentum: float = 0.9
+    outer_rate: float | None = None
+    """Learning rate of the outer step. By default 1 for local-sgd and slowmo, 0.7 for diloco and eager, 0.4 for
+    streaming."""
+    outer_momentum: float | None = None
+    """Its momentum. By default 0 for local-sgd, 0.5 for slowmo, 0.9 for diloco, eager and streaming."""
     save_every: int = 100
     """Steps between checkpoints, at the next exchange; 0: only at the end, and when told to leave."""
     seed: int = 0
@@ -53,10 +95,60 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("every", "steps", "batch"):
             if getattr(self, name) < 1:
-                raise InvalidConfig(f"--{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "outer_lr"):
-            if not getattr(self, name) > 0:
-                raise InvalidConfig(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
-        for name in ("warm_up", "save_every", "outer_momentum"):
+                raise InvalidConfig(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "outer_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidConfig(f"{_flag(name)} must be above 0, not {value}")
+        for name in ("warm_up", "save_every"):
             if not getattr(self, name) >= 0:
-                raise InvalidConfig(f"--{name.replace('_', '-')} can't be negative: {getattr(self, name)}")
+                raise InvalidConfig(f"{_flag(name)} can't be negative: {getattr(self, name)}")
+        if self.outer_momentum is not None and not 0 <= self.outer_momentum < 1:
+            raise InvalidConfig(f"--outer-momentum must be at least 0 and less than 1, not {self.outer_momentum}")
+        if not 0 <= self.mix <= 1:
+            raise InvalidConfig(f"--mix must be from 0 to 1, not {self.mix}")
+        if self.down != "same" and self.codec == "none":
+            raise InvalidConfig(f"--down {self.down} is for what travels by a codec: give a --codec")
+        try:
+            fragments = self.schedule.fragments
+        except InvalidConfig as error:
+            raise InvalidConfig(f"--{error}") from None
+        if fragments > self.model.layers:
+            raise InvalidConfig(
+                f"--fragments must be from 1 to {self.model.layers}, the model's layers, not {self.fragments}"
+            )
+
+    @property
+    def schedule(self) -> FragmentSchedule:
+        """When what is exchanged."""
+        match self.strategy:
+            case "ddp":
+                if self.delay not in (None, 0, 1):
+                    raise InvalidConfig(f"delay must be 0 or 1 for ddp, not {self.delay}")
+                return FragmentSchedule(late=bool(self.delay))
+            case "eager":
+                if self.delay:
+                    raise InvalidConfig(f"delay must be 0 for eager, which is a whole round late, not {self.delay}")
+                return FragmentSchedule(self.every, steps=self.steps, late=True, consensus=self.consensus)
+            case "streaming":
+                delay = int(self.every > self.fragments) if self.delay is None else self.delay
+                return FragmentSchedule(self.every, self.fragments, delay, self.steps)
+            case "diloco":
+                return FragmentSchedule(self.every, delay=self.delay or 0, steps=self.steps)
+            case _:
+                if self.delay:
+                    raise InvalidConfig(f"delay must be 0 for {self.strategy}, not {self.delay}")
+                return FragmentSchedule(self.every, steps=self.steps)
+
+    @property
+    def outer(self) -> OuterStep:
+        """Given, or by default."""
+        usual = OUTER[self.strategy]
+        return OuterStep(
+            usual.rate if self.outer_rate is None else self.outer_rate,
+            usual.momentum if self.outer_momentum is None else self.outer_momentum,
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

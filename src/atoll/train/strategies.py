@@ -1,76 +1,44 @@
 """Program: the published strategies as settings of the one outer loop.
 
-| | contribution | every | outer optimiser |
-|---|---|---|---|
-| `ddp` | the gradient | 1 step | AdamW |
-| `diloco` | how far H steps of AdamW have come | H steps | Nesterov |
-
-`delay=1` applies each exchange one exchange later and so hides it behind the next steps.
+| | tells the others | when | outer optimiser | goes on from |
+|---|---|---|---|---|
+| `ddp` | its gradient | each step | AdamW | what all share |
+| `local-sgd` | how far H steps of AdamW have come | each H steps | the mean of all models | what all share |
+| `slowmo` | the same | the same | heavy-ball momentum | what all share |
+| `diloco` | the same | the same, or some steps late | Nesterov momentum | what all share, mixed with its own if late |
+| `streaming` | the same of one fragment | fragment by fragment, some steps late | Nesterov | the mixture |
+| `eager` | the same of its round | each H steps, a round late | Nesterov | what the mean should come to |
+| naive `eager` | the same | the same | Nesterov | what all share, a round old |
 """
 
-import torch
-
+from atoll.model.transformer import Transformer
+from atoll.train.exchange import Exchange
 from atoll.train.flat import FlatModel
-from atoll.train.fragments import FragmentSchedule
-from atoll.train.optimisers import LearningRate, Optimiser, adamw, constant, nesterov
+from atoll.train.fragments import FragmentPlan
+from atoll.train.learners import Eager, Gradients, Late, Learner, Runner
+from atoll.train.momentum import Kind, Momentum, Whole
+from atoll.train.optimisers import LearningRate, adamw, warm_up_then_cosine
 from atoll.train.outer import OuterLoop
+from atoll.train.settings import TrainSettings
 
 
-class Gradients:
-    """Contributes the gradient of the batch; learns nothing on its own."""
-
-    def __init__(self, model: FlatModel) -> None:
-        self.model = model
-        self.optimiser: Optimiser | None = None
-
-    def begin(self) -> None:
-        """Nothing to remember."""
-
-    def learn(self, step: int) -> None:
-        """The outer optimiser will."""
-
-    def contribution(self) -> torch.Tensor:
-        return self.model.gradient.clone()
+def make_strategy(s: TrainSettings, module: Transformer) -> OuterLoop:
+    """The strategy the settings name."""
+    schedule = s.schedule
+    model = FlatModel(module, FragmentPlan.of(module, schedule.fragments, s.pattern))
+    rate = warm_up_then_cosine(s.lr, s.steps, s.warm_up)
+    exchange = Exchange(None if s.codec == "none" else s.codec, None if s.down == "same" else s.down)
+    seed = s.seed if s.rounding == "random" else None
+    if s.strategy == "ddp":
+        together = Whole(adamw(model.parameters.clone(), model.matrices, model.vectors, rate))
+        return OuterLoop(model, Gradients(model, together), together, schedule, exchange, seed)
+    kind: Kind = "heavy-ball" if s.strategy == "slowmo" else "nesterov"
+    outer = Momentum(model.parameters.clone(), s.outer.rate, s.outer.momentum, kind)
+    return OuterLoop(model, _learner(s, model, outer, rate), outer, schedule, exchange, seed)
 
 
-class Displacement:
-    """Takes steps of its own and contributes how far they led: where the round began minus where it ended."""
-
-    def __init__(self, model: FlatModel, optimiser: Optimiser) -> None:
-        self.model = model
-        self.optimiser: Optimiser | None = optimiser
-        self._began = torch.empty_like(model.parameters)
-
-    def begin(self) -> None:
-        self._began.copy_(self.model.parameters)
-
-    def learn(self, step: int) -> None:
-        assert self.optimiser is not None
-        self.optimiser.step(self.model.gradient, step)
-
-    def contribution(self) -> torch.Tensor:
-        return self._began - self.model.parameters
-
-
-def ddp(model: FlatModel, rate: LearningRate, *, delay: int = 0, codec: str | None = None) -> OuterLoop:
-    """Data-parallel training: every step's gradients are averaged; all peers take the same AdamW step."""
-    outer = adamw(model.parameters.clone(), model.matrices, rate)
-    return OuterLoop(model, Gradients(model), outer, FragmentSchedule(1, delay), codec)
-
-
-def diloco(
-    model: FlatModel,
-    rate: LearningRate,
-    *,
-    every: int = 20,
-    steps: int | None = None,
-    delay: int = 0,
-    codec: str | None = None,
-    outer_rate: float = 0.7,
-    outer_momentum: float = 0.9,
-) -> OuterLoop:
-    """DiLoCo (Douillard et al. 2023, arXiv 2311.08105): H = `every` local AdamW steps, then one Nesterov step
-    together; also after `steps`, the last."""
-    outer = nesterov(model.parameters.clone(), model.matrices, constant(outer_rate), momentum=outer_momentum)
-    learner = Displacement(model, adamw(model.parameters, model.matrices, rate))
-    return OuterLoop(model, learner, outer, FragmentSchedule(every, delay, steps), codec)
+def _learner(s: TrainSettings, model: FlatModel, outer: Momentum, rate: LearningRate) -> Learner:
+    inner = adamw(model.parameters, model.matrices, model.vectors, rate)
+    if s.strategy == "eager":
+        return Late(model, outer, inner) if s.naive else Eager(model, outer, inner)
+    return Runner(model, outer, inner, s.mix if s.schedule.delay else 0.0, s.on_abort)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from atoll.codec.api import Codec
 from atoll.errors import ProtocolError
 from atoll.group.collectives.memory import Memory
+from atoll.group.collectives.schedules import OWN
 from atoll.runtime.schedule import Compute, Lane, Schedule, Send
 
 Array = NDArray[Any]
@@ -66,6 +67,8 @@ class Execution:
         world: int,
         op: str = "sum",
         codec: Codec | None = None,
+        down: Codec | None = None,
+        seed: int | None = None,
         check: Callable[[Array], str] | None = None,
         memory: Memory | None = None,
         shard_bytes: int = SHARD_BYTES,
@@ -74,9 +77,10 @@ class Execution:
         self.done = False
         self.fault = ""
         self.sent = self.received = 0
-        self._lanes, self._pieces, self._world, self._op, self._codec, self._check = (
-            schedule, pieces, world, op, codec, check,
-        )  # fmt: skip
+        self._lanes, self._pieces, self._world, self._op, self._check = schedule, pieces, world, op, check
+        self._codec, self._down, self._seed = codec, down, seed
+        self._from_nothing = codec is not None and not codec.hops
+        """Is our own input one of those that are added up, and not what they are added to?"""
         self.memory = memory or Memory()
         self._shard_bytes = shard_bytes
         self._unfinished = len(schedule)
@@ -94,12 +98,13 @@ class Execution:
         self._finish_if_over()
         return leaving
 
-    def outgoing(self, piece: int) -> memoryview:
+    def outgoing(self, piece: int, reduce: bool = False) -> memoryview:
         """The newest value of a piece, as it travels."""
-        if self._codec is None:
+        codec = self._codec_for(reduce)
+        if codec is None:
             return _bytes(self._newest(piece))
-        encoded = self._encoded.get(piece)
-        return _bytes(self._encode(piece) if encoded is None else encoded)
+        encoded = None if reduce else self._encoded.get(piece)
+        return _bytes(self._encode(piece, codec, reduce) if encoded is None else encoded)
 
     def sources(self) -> set[int]:
         """Ranks whose data is waited for."""
@@ -111,14 +116,14 @@ class Execution:
 
     def fits(self, key: Key, nbytes: int) -> bool:
         """Is it awaited, and of the right size?"""
-        return key in self._waiting and nbytes == self._nbytes(key[1])
+        return key in self._waiting and nbytes == self._nbytes(key[1], key[2])
 
     def place(self, key: Key, nbytes: int) -> memoryview:
         """Where the bytes of an awaited frame go; `landed` must follow. ProtocolError: not so many belong there."""
-        if nbytes != self._nbytes(key[1]):
-            raise ProtocolError(f"rank {key[0]} sent {nbytes} bytes where {self._nbytes(key[1])} belong")
-        _, piece, reduce = key
-        apart = self._codec or reduce
+        source, piece, reduce = key
+        if nbytes != self._nbytes(piece, reduce):
+            raise ProtocolError(f"rank {source} sent {nbytes} bytes where {self._nbytes(piece, reduce)} belong")
+        apart = self._codec_for(reduce) or reduce
         incoming = self.memory.empty(nbytes, np.uint8) if apart else self.result[self._pieces[piece]]
         place = self._places[key] = _bytes(incoming)
         return place
@@ -134,14 +139,12 @@ class Execution:
         borrowed = self._places.pop(key, None) is not data
         self.received += len(data)
         part = self.result[self._pieces[piece]]
-        if self._codec:
+        if codec := self._codec_for(reduce):
             arrived = np.asarray(data) if not borrowed else self._copied(data)
             if reduce:
-                values = self.memory.empty(part.size, part.dtype)
-                self._codec.decode(arrived, values)
-                self._reduce(self._newest(piece), values, part)
+                self._add(piece, codec, arrived)
             else:
-                self._codec.decode(arrived, part)
+                codec.decode(arrived, part)
                 self._encoded[piece] = arrived
         elif reduce:
             newest = self._newest(piece)
@@ -157,11 +160,15 @@ class Execution:
         self._finish_if_over()
         return leaving
 
-    def _nbytes(self, piece: int) -> int:
+    def _nbytes(self, piece: int, reduce: bool) -> int:
         """How many bytes a piece has as it travels."""
-        part = self._pieces[piece]
+        part, codec = self._pieces[piece], self._codec_for(reduce)
         size = part.stop - part.start
-        return self._codec.encoded_size(size) if self._codec else size * self.result.itemsize
+        return codec.encoded_size(size) if codec else size * self.result.itemsize
+
+    def _codec_for(self, reduce: bool) -> Codec | None:
+        """Of what is to be combined, or of what has been."""
+        return self._codec if reduce else self._down
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -183,6 +190,16 @@ class Execution:
         copy(data, _bytes(ours))
         return ours
 
+    def _add(self, piece: int, codec: Codec, encoded: NDArray[np.uint8]) -> None:
+        """Combine an encoded input, of another rank or ours, with what there is of the piece."""
+        part = self.result[self._pieces[piece]]
+        if self._from_nothing and not self._written[piece]:
+            codec.decode(encoded, part)
+        else:
+            values = self.memory.empty(part.size, part.dtype)
+            codec.decode(encoded, values)
+            self._reduce(self._newest(piece), values, part)
+
     def _reduce(self, ours: Array, theirs: Array, out: Array) -> None:
         with np.errstate(all="ignore"):  # what overflows is the program's own number
             REDUCE[self._op](ours, theirs, out=out)
@@ -191,9 +208,9 @@ class Execution:
         for step in lane:
             if isinstance(step, Send):
                 leaving.append(step)
-                self.sent += self._nbytes(step.piece)
+                self.sent += self._nbytes(step.piece, step.reduce)
             elif isinstance(step, Compute):
-                self._finalise(step.piece)
+                self._add_own(step.piece) if step.op == OWN else self._finalise(step.piece)
             else:
                 self._waiting[step.source, step.piece, step.reduce] = lane
                 return
@@ -209,21 +226,28 @@ class Execution:
         part: Array = (self.result if self._written[piece] else self.source)[self._pieces[piece]]
         return part
 
-    def _encode(self, piece: int) -> NDArray[np.uint8]:
-        assert self._codec is not None
-        value = self._newest(piece)
-        out = self.memory.empty(self._codec.encoded_size(value.size), np.uint8)
-        self._codec.encode(value, out)
+    def _encode(self, piece: int, codec: Codec, reduce: bool = False, value: Array | None = None) -> NDArray[np.uint8]:
+        value = self._newest(piece) if value is None else value
+        out = self.memory.empty(codec.encoded_size(value.size), np.uint8)
+        seed = None if self._seed is None else self._seed << 32 | piece << 1 | reduce  # its own for each chunk
+        codec.encode(value, out, seed)
         return out
+
+    def _add_own(self, piece: int) -> None:
+        """As all others decode it who hear of it."""
+        assert self._codec is not None
+        encoded = self._encode(piece, self._codec, reduce=True, value=self.source[self._pieces[piece]])
+        self._add(piece, self._codec, encoded)
+        self._written[piece] = True
 
     def _finalise(self, piece: int) -> None:
         """The value is complete here: divide for an average; with a codec, keep what everybody else will decode."""
         part = self._pieces[piece]
         if self._op == "avg" and self._written[piece]:
             divide(self.result[part], self._world)
-        if self._codec:
-            encoded = self._encoded[piece] = self._encode(piece)
-            self._codec.decode(encoded, self.result[part])
+        if self._down:
+            encoded = self._encoded[piece] = self._encode(piece, self._down)
+            self._down.decode(encoded, self.result[part])
             self._written[piece] = True
 
 

@@ -1,6 +1,7 @@
 """Policy: which schedule and buffers an operation gets. The same on all ranks, since it follows from what all agreed
 on."""
 
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -46,11 +47,11 @@ def value_of(ticket: Ticket, run: Execution, rank: int, world: int) -> Array | N
     return run.result
 
 
-def value_of_votes(ticket: Ticket, payloads: tuple[bytes, ...], dtype: np.dtype[Any], rank: int) -> Array:
-    """The same for an operation so small that it travelled in the votes."""
+def value_of_votes(ticket: Ticket, payloads: tuple[bytes, ...], dtype: np.dtype[Any], nbytes: int, rank: int) -> Array:
+    """The same for an operation so small that its `nbytes` travelled in the votes, before the notes."""
     if wrong := [r for r, payload in enumerate(payloads) if len(payload) != len(ticket.payload)]:
         raise Mismatch(f"rank {wrong[0]} voted with {len(payloads[wrong[0]])} bytes, not {len(ticket.payload)}")
-    rows = [np.frombuffer(payload, dtype) for payload in payloads]
+    rows = [np.frombuffer(payload[:nbytes], dtype) for payload in payloads]
     match ticket.kind:
         case "all_gather":
             return np.concatenate(rows)
@@ -123,6 +124,9 @@ class _Rounds:
         self.ticket = start.ticket
         self.rank, self.world = start.rank, len(start.ring)
         self.codec = codec.get(start.ticket.codec)
+        self.down = self.codec if start.ticket.down is None else codec.get(start.ticket.down)
+        self.once = self.codec is not None and not self.codec.hops
+        """May each input be encoded just once?"""
 
     def execution(self) -> Execution:
         make: dict[str, Any] = {
@@ -141,6 +145,7 @@ class _Rounds:
     def all_reduce(self) -> Execution:
         source: Array = self.ticket.tensor
         if self.ticket.eager:  # everybody gets all there is and combines it himself
+            self.down = self.codec  # there is no way back
             if self.codec:
                 result = self.memory.empty(source.size * self.world, source.dtype)
                 return self.gathering(schedules.direct_all_gather, result)
@@ -151,14 +156,14 @@ class _Rounds:
             return self.over(steps, source, result, pieces)
         make = {
             "ring": schedules.ring_all_reduce,
-            "direct": schedules.direct_all_reduce,
+            "direct": partial(schedules.direct_all_reduce, once=self.once),
             "halving": schedules.halving_all_reduce,
         }[self.ticket.algorithm]
         return self.reducing(make, self.room(source.size))
 
     def reduce_scatter(self) -> Execution:
         direct = self.ticket.algorithm != "ring"
-        make = schedules.direct_reduce_scatter if direct else schedules.ring_reduce_scatter
+        make = partial(schedules.direct_reduce_scatter, once=self.once) if direct else schedules.ring_reduce_scatter
         return self.reducing(make, self.memory.empty(self.ticket.tensor.size, self.ticket.tensor.dtype))
 
     def all_gather(self) -> Execution:
@@ -268,6 +273,6 @@ class _Rounds:
     ) -> Execution:
         op = self.ticket.op if op is None else op
         return Execution(
-            steps, source, result, pieces, world=self.world, op=op or "sum", codec=self.codec, memory=self.memory,
-            shard_bytes=self.shard_bytes,
+            steps, source, result, pieces, world=self.world, op=op or "sum", codec=self.codec, down=self.down,
+            seed=self.ticket.seed, memory=self.memory, shard_bytes=self.shard_bytes,
         )  # fmt: skip

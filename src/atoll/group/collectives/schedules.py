@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from atoll.runtime.schedule import Compute, Lane, Recv, Schedule, Send, Step
 
 FINAL = "final"
+OWN = "own"
 Piece = Callable[[int], int]
 """The piece of a lane in a chunk."""
 
@@ -96,14 +97,15 @@ def direct_broadcast(rank: int, world: int, root: int) -> Schedule:
 # -- everybody with everybody: two rounds, however many there are ------------------------------------------------------
 
 
-def direct_all_reduce(rank: int, world: int, lanes: int = 1) -> Schedule:
-    """Rank r combines chunk r of all and gives it to all."""
-    return [*_direct_reduce(rank, world, lanes, then=_give), *_direct_take(rank, world, lanes)]
+def direct_all_reduce(rank: int, world: int, lanes: int = 1, once: bool = False) -> Schedule:
+    """Rank r combines chunk r of all and gives it to all. `once`: as all decode it, its own too, in the order of
+    ranks."""
+    return [*_direct_reduce(rank, world, lanes, once, then=_give), *_direct_take(rank, world, lanes)]
 
 
-def direct_reduce_scatter(rank: int, world: int, lanes: int = 1) -> Schedule:
+def direct_reduce_scatter(rank: int, world: int, lanes: int = 1, once: bool = False) -> Schedule:
     """Afterwards rank r holds the sum of chunk r."""
-    return _direct_reduce(rank, world, lanes)
+    return _direct_reduce(rank, world, lanes, once)
 
 
 def direct_all_gather(rank: int, world: int, lanes: int = 1) -> Schedule:
@@ -131,13 +133,13 @@ def _give(rank: int, world: int, piece: Piece) -> Iterator[Step]:
 
 
 def _direct_reduce(
-    rank: int, world: int, lanes: int, then: Callable[[int, int, Piece], Iterator[Step]] = _nothing
+    rank: int, world: int, lanes: int, once: bool, then: Callable[[int, int, Piece], Iterator[Step]] = _nothing
 ) -> Schedule:
     def lane(piece: Piece) -> Lane:
         for other in _others(rank, world):
             yield Send(other, piece(other), reduce=True)
-        for other in _others(rank, world):
-            yield Recv(other, piece(rank), reduce=True)
+        for source in range(world) if once else _others(rank, world):
+            yield Compute(OWN, piece(rank)) if source == rank else Recv(source, piece(rank), reduce=True)
         yield Compute(FINAL, piece(rank))
         yield from then(rank, world, piece)
 
