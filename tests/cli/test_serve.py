@@ -196,3 +196,37 @@ def test_sizes(text, n):
 def test_what_is_no_size(text):
     with pytest.raises(InvalidConfig):
         nbytes(text)
+
+
+def test_a_workload_is_driven_and_reported(home):
+    with serving(home, "runs/first", "--kernel", "torch") as (url, _):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "atoll", "workload", "run", url, "--rate", "5", "--seconds", "2"),
+                *("--prompt", "20", "--output", "4", "--slo", "ttft=20s,tpot=9s", "--json", "--plots", "none"),
+            ],
+            capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *requests, report = map(json.loads, done.stdout.splitlines())
+    assert report["offered"] == len(requests) == report["answered"] > 3
+    assert report["attainment"] == 1.0
+    assert {request["end"] for request in requests} == {"answered"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--slo", "ttft=fast"], "--slo: 'ttft=fast' isn't understood"),
+        (["--rate", "0"], "--rate must be above 0"),
+        (["--trace", "none.csv"], "none.csv"),
+    ],
+)
+def test_what_is_wrong_with_a_drive_costs_one_line(home, monkeypatch, capfd, argv, named):
+    monkeypatch.chdir(home)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert run(["workload", "run", f"http://127.0.0.1:{port}", *argv]) in (1, 2)
+    err = capfd.readouterr().err.strip()
+    assert named in err or "can't be reached" in err
+    assert len(err.splitlines()) == 1

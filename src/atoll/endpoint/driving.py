@@ -21,6 +21,9 @@ from atoll.workload.pacer import Pacer
 _LETTERS: Final = (33, 127)
 """Token ids that every vocabulary has."""
 
+_TICK_S: Final = 1e-6
+"""Clocks count in steps; to wait for less than one may take no time at all."""
+
 
 class Prompts:
     """Tokens for prompts of the lengths asked for."""
@@ -88,7 +91,7 @@ class Drive:
 
     async def _until(self, at_s: float) -> None:
         """Or until an answer is there, since it may bring the next request."""
-        wait_s = None if at_s == math.inf else max(0.0, at_s - self._now())
+        wait_s = None if at_s == math.inf else max(_TICK_S, at_s - self._now())
         try:
             await asyncio.wait_for(self._more.wait(), wait_s)
         except TimeoutError:
