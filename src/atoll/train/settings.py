@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Literal
 
 from atoll.errors import InvalidConfig
+from atoll.train.one_byte.settings import OneByteSettings
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The transformer that is trained: a decoder of the Llama family over bytes."""
+    """The transformer that is trained: a decoder of the Llama family over bytes, or a published one."""
 
+    name: str = ""
+    """Start from that model (as in `atoll model list`, or a path) instead of a new one; its shape is its own."""
     width: int = 128
     """Size of the residual stream."""
     layers: int = 4
     heads: int = 4
     context: int = 128
-    """Bytes the model sees at once."""
+    """Bytes, or tokens of a published model, that are seen at once."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,12 @@ class TrainSettings:
 
     text: tuple[Path, ...] = ()
     """Files and folders to learn from. Without any: the sources of the Python standard library."""
-    strategy: Literal["diloco", "ddp"] = "diloco"
-    """diloco: exchange every `every` steps. ddp: exchange gradients at every step."""
+    strategy: Literal["diloco", "ddp", "one-byte"] = "diloco"
+    """diloco: exchange every `every` steps. ddp: exchange gradients at every step. one-byte: no gradients, but forward
+    passes along random directions, and one byte for each."""
+    task: str = ""
+    """Learn to label texts (one-byte): a file of lines LABEL<tab>TEXT, or `docstrings`, those of Python's own library.
+    Without one: to go on with the text."""
     every: int = 20
     """Local steps between exchanges (diloco)."""
     delay: Literal[0, 1] = 0
@@ -49,6 +56,7 @@ class TrainSettings:
     """Steps between checkpoints, at the next exchange; 0: only at the end, and when told to leave."""
     seed: int = 0
     model: ModelSettings = field(default_factory=ModelSettings)
+    one_byte: OneByteSettings = field(default_factory=OneByteSettings)
 
     def __post_init__(self) -> None:
         for name in ("every", "steps", "batch"):
@@ -60,3 +68,8 @@ class TrainSettings:
         for name in ("warm_up", "save_every", "outer_momentum"):
             if not getattr(self, name) >= 0:
                 raise InvalidConfig(f"--{name.replace('_', '-')} can't be negative: {getattr(self, name)}")
+        if self.strategy == "one-byte" and self.batch % self.one_byte.samples:
+            raise InvalidConfig(f"--batch {self.batch} can't be shared by --one-byte.samples {self.one_byte.samples}")
+        for name, value in (("task", self.task), ("model.name", self.model.name)):
+            if value and self.strategy != "one-byte":
+                raise InvalidConfig(f"--{name} is for --strategy one-byte, not {self.strategy}")
