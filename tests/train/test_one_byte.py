@@ -1,13 +1,14 @@
 """The strategy one-byte: as plain NumPy has it, and among peers that come and go, in virtual time."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from atoll.errors import InvalidConfig, InvalidData
+from atoll.errors import Expelled, InvalidConfig, InvalidData
 from atoll.group.local import LocalGroup
 from atoll.rng import normal
 from atoll.train.loop import Trainer
@@ -274,7 +275,7 @@ def test_who_has_other_settings_is_refused() -> None:
     other = run.start(delay_s=0.05, settings=settings(steps=40, lr=0.5))
     run.run()
     assert isinstance(other.error, InvalidConfig)
-    assert "'lr': 0.5" in str(other.error)
+    assert "something else: one_byte.lr 0.001 there, 0.5 here; join" in str(other.error)
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------
@@ -404,3 +405,56 @@ def test_tasks_and_published_models_are_for_this_strategy(what: dict[str, Any]) 
 def test_a_pattern_that_names_nothing_is_refused() -> None:
     with pytest.raises(InvalidConfig, match=r"--one-byte.trainable 'head\.\*' names no parameter; there are: model\."):
         Trainer(settings(trainable="head.*"), Run(tiny()).text, lambda event, **about: None)
+
+
+# -- whatever happens --------------------------------------------------------------------------------------------------
+
+
+def churned(seed: int, folder: Any) -> Run:
+    """Peers that crash, sleep and arrive at random moments; seeds as in `tests/train/churn.py`."""
+    dice = np.random.default_rng(seed)
+    told = replace(
+        settings(steps=int(dice.integers(10, 40)), samples=int(dice.integers(1, 3)), hash_every=5),
+        save_every=int(dice.choice([0, 4, 7])),
+    )
+    latency_s = float(dice.choice([50e-6, 5e-3]))
+    run = Run(told, seed, latency_s=latency_s, jitter=float(dice.choice([0, 1, 5])))
+    n, lasts_s = int(dice.integers(2, 5)), (0.012 + 4 * latency_s) * told.steps
+    for i in range(n):
+        run.start(delay_s=dice.random() * 1e-3, min_world=n, folder=folder / str(i))
+    for i in range(int(dice.integers(0, 4))):
+        ways = [replace(told, one_byte=replace(told.one_byte, catch_up=way)) for way in ("auto", "replay", "fetch")]
+        late = ways[int(dice.integers(0, 3))]
+        run.start(delay_s=dice.random() * lasts_s, folder=folder / f"late-{i}", settings=late)
+    for peer in dice.permutation(np.array(run.peers, object))[: int(dice.integers(0, n))]:
+        at = 0.05 + 50 * latency_s + dice.random() * lasts_s  # once all that wait for each other have begun
+        if dice.random() < 0.6:
+            run.at(at, peer.process.crash)
+        else:
+            run.at(at, peer.process.freeze)
+            run.at(at + float(dice.choice([0.001, 0.05, 3.5, 4.0])), peer.process.thaw)
+    return run.run()
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(2), pytest.param(range(2, 102), marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_a_run_survives_what_its_seed_brings(seeds: range, tmp_path: Any) -> None:
+    for seed in seeds:
+        run = churned(seed, tmp_path / str(seed))
+        check_agreement(run.peers)
+        ends: dict[int, set[tuple[str, int]]] = {}
+        for peer in run.peers:
+            if peer.process.dead or (isinstance(peer.error, Expelled) and not peer.events("joined")):
+                continue
+            assert peer.error is None, f"seed {seed}: {peer.error!r}"
+            assert peer.done, f"seed {seed}: {peer.log[-1]}"
+            rounds = strategy_of(peer).rounds
+            assert len(rounds) == run.settings.steps
+            end = peer.last("done")["hash"], hash(tuple(rounds))
+            ends.setdefault(peer.last("synced")["epoch"], set()).add(end)
+            if peer.events("saved") and peer.last("saved")["step"] == run.settings.steps:
+                name = Path(peer.last("saved")["path"]).parent.name
+                assert read(tmp_path / str(seed) / name / "checkpoint")[1] == rounds
+        assert all(len(end) == 1 for end in ends.values()), f"seed {seed}: final states differ: {ends}"
+        assert ends

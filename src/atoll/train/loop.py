@@ -264,8 +264,10 @@ class Trainer:
 
     def _essentials(self) -> dict[str, Any]:
         """What must be the same on all peers."""
+        settings = asdict(self.settings)
+        del settings["one_byte"]  # of which the strategy says what must be
         logged = {} if self.logged is None else self.logged.essentials()
-        return {**asdict(self.settings), "text": self.task.fingerprint, **logged}
+        return {**settings, "text": self.task.fingerprint, **logged}
 
 
 class Folders:

@@ -246,8 +246,9 @@ class OneByte:
 
     def essentials(self) -> dict[str, Any]:
         """What must be the same on all peers: how one catches up is its own business."""
-        same = {name: value for name, value in asdict(self.settings).items() if name not in ("catch_up", "link_mbit")}
-        return {"one_byte": same, "base": self.base}
+        own = ("catch_up", "link_mbit")
+        same = {f"one_byte.{name}": value for name, value in asdict(self.settings).items() if name not in own}
+        return {**same, "base": self.base}
 
     def save(self, folder: "Path", about: dict[str, Any]) -> "Path":
         """Append what is new to the log in `folder`."""
