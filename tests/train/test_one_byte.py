@@ -387,7 +387,7 @@ def test_a_log_that_can_not_be_gone_on_from_is_refused_in_one_line(damage: str, 
 )
 def test_what_makes_no_sense_is_refused_by_name_and_range(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
-        OneByteSettings(**changes)
+        tiny(strategy="one-byte", one_byte=OneByteSettings(**changes))
     assert words in str(caught.value)
 
 

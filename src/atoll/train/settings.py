@@ -68,6 +68,7 @@ class TrainSettings:
         for name in ("warm_up", "save_every", "outer_momentum"):
             if not getattr(self, name) >= 0:
                 raise InvalidConfig(f"--{name.replace('_', '-')} can't be negative: {getattr(self, name)}")
+        self.one_byte.check()
         if self.strategy == "one-byte" and self.batch % self.one_byte.samples:
             raise InvalidConfig(f"--batch {self.batch} can't be shared by --one-byte.samples {self.one_byte.samples}")
         for name, value in (("task", self.task), ("model.name", self.model.name)):

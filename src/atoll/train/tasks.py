@@ -192,7 +192,7 @@ class Labels(_Base):
 def labelled(name: str) -> list[Labelled]:
     """The labelled texts of that name, or in that file. InvalidData: they can't be read."""
     if name == DOCSTRINGS:
-        return [*docstrings("network", "parallel")]
+        return [*docstrings(*TOPICS)]
     path = Path(name)
     try:
         lines = path.read_text("utf-8").splitlines()

@@ -39,7 +39,8 @@ class OneByteSettings:
     link_mbit: float = 100.0
     """How fast parameters could be sent to a newcomer, for `auto`."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """InvalidConfig names the flag that makes no sense. (Not at birth: the command line would bury it in a box.)"""
         for name in ("lr", "epsilon", "reference", "link_mbit"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidConfig(f"--one-byte.{_flag(name)} must be above 0 and finite, not {getattr(self, name)}")

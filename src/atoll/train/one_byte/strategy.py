@@ -59,7 +59,7 @@ class _Note(msgspec.Struct, frozen=True, array_like=True):
 
 class OneByte:
     """A `Strategy`, and `Logged`. `parameters`: all of the model's, in order; `restart` writes the base weights to
-    them. `loss` sees a batch; `code`: how gradients travel."""
+    them. `loss` sees a batch; `code`: how gradients travel. InvalidConfig names a setting that makes no sense."""
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class OneByte:
         code: Code | None = None,
     ) -> None:
         s = settings
+        s.check()
         self.settings, self.seed, self.loss, self._restart = s, seed, loss, restart
         self.code: Code = code or ByteCode(s.reference, s.rounding == "stochastic")
         for tensor in parameters.values():
