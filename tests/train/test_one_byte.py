@@ -4,18 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
-from atoll.errors import Expelled, InvalidConfig, InvalidData
+from atoll.errors import Expelled, InvalidConfig, InvalidData, Mismatch
 from atoll.group.local import LocalGroup
 from atoll.rng import normal
 from atoll.train.loop import Trainer
 from atoll.train.one_byte.code import ByteCode
 from atoll.train.one_byte.rounds import NAME, read
 from atoll.train.one_byte.settings import OneByteSettings
-from atoll.train.one_byte.strategy import OneByte
+from atoll.train.one_byte.strategy import OneByte, _note
 from atoll.train.settings import TrainSettings
 from tests.train.tiny import STEP_S, Peer, Run, check_agreement, group_of, tiny
 
@@ -268,6 +269,12 @@ def test_who_has_another_base_is_refused_with_both_hashes() -> None:
     assert isinstance(other.error, InvalidConfig)
     assert f"base {strategy_of(run.peers[0]).base} there, {'0' * 32} here" in str(other.error)
     check_finished(run.peers[:2])
+
+
+@pytest.mark.parametrize("said", [b"", b"no note", msgspec.msgpack.encode([1, 1, 1 << 50, b""])])
+def test_a_peer_that_does_not_say_how_long_its_log_is_is_named(said: bytes) -> None:
+    with pytest.raises(Mismatch, match="what a peer says of its log can't be read"):
+        _note(said)
 
 
 def test_who_has_other_settings_is_refused() -> None:

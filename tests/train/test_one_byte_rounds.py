@@ -1,8 +1,13 @@
 """The log of a run: whole or refused in one line that says what to do, and appended, not written anew."""
 
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atoll.errors import InvalidData
 from atoll.train.one_byte.rounds import MAGIC, NAME, LogFile, Round, decode, encode, read
@@ -95,6 +100,22 @@ def test_what_is_no_log_is_refused(data: bytes, tmp_path: Path) -> None:
 
 def test_no_log_at_all_is_said(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match="begin without --resume"):
+        read(tmp_path)
+
+
+@given(st.binary(max_size=120), st.integers(0, 40))
+def test_any_bytes_are_rounds_or_damage(noise: bytes, kept: int) -> None:
+    data = encode(ROUNDS)[0][:kept] + noise
+    with suppress(InvalidData):
+        rounds, end = decode(data, "here")
+        assert encode(rounds)[0] == data[:end]
+
+
+@pytest.mark.parametrize("head", [b"no JSON", b"[1]", b"[" * 4000])
+def test_a_head_that_says_nothing_is_refused(head: bytes, tmp_path: Path) -> None:
+    sound = struct.pack("<IQ", len(head), xxhash.xxh3_64_intdigest(head))
+    (tmp_path / NAME).write_bytes(MAGIC + sound + head)
+    with pytest.raises(InvalidData, match="doesn't say of which run"):
         read(tmp_path)
 
 

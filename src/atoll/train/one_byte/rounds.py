@@ -84,7 +84,12 @@ def read(place: Path) -> tuple[dict[str, Any], list[Round]]:
     head = data[body : body + length]
     if length > LARGEST_HEAD or len(head) < length or xxhash.xxh3_64_intdigest(head) != digest:
         raise InvalidData(f"{path}: what it says of its run is damaged; take another copy")
-    about = json.loads(head)
+    try:
+        about = json.loads(head)
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise InvalidData(f"{path}: doesn't say of which run it is; take another copy")
     rounds, _ = decode(data, str(path), body + length)
     return about, rounds
 

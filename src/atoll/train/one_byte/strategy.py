@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -42,6 +42,8 @@ log = logging.getLogger("atoll.train")
 Loss = Callable[[torch.Tensor], torch.Tensor]
 DIGEST_BYTES = 16
 FLOPS_OF_A_NORMAL = 60.0
+LARGEST_LOG = 1 << 30
+"""Bytes that another's log may have: of some hundred million gradients."""
 GUESSED_S = 10e-9
 """For a normal, until some have been made."""
 
@@ -49,9 +51,9 @@ GUESSED_S = 10e-9
 class _Note(msgspec.Struct, frozen=True, array_like=True):
     """What a peer says of itself when somebody has come or gone."""
 
-    steps: int
-    rounds: int
-    nbytes: int
+    steps: Annotated[int, msgspec.Meta(ge=0)]
+    rounds: Annotated[int, msgspec.Meta(ge=0)]
+    nbytes: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_LOG)]
     """Of its log."""
     digest: bytes
     """Of that too."""
