@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.rng import normal, stream
+from atoll.rng import normal, signs, stream
 
 MANY = normal((7, "many"), 400_000).astype(float)
 
@@ -90,3 +90,18 @@ def test_neighbouring_normals_are_independent(lag: int) -> None:
     for power in (1, 2):  # squares: two normals of one pair share their radius before the angle
         powered = MANY**power
         assert abs(np.corrcoef(powered[lag:], powered[:-lag])[0, 1]) < bound
+
+
+def test_signs_are_the_same_on_every_machine_and_fair() -> None:
+    found = signs((1, "a"), 100_000)
+    assert found[:8].tolist() == [1, -1, 1, -1, -1, 1, -1, -1]
+    assert set(np.unique(found)) == {-1.0, 1.0}
+    assert abs(found.mean()) < 4.5 / math.sqrt(found.size)
+    for lag in (1, 64, 256):
+        assert abs((found[lag:] * found[:-lag]).mean()) < 4.5 / math.sqrt(found.size)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2000), st.integers(0, 2000))
+def test_any_slice_of_the_signs_can_be_made_alone(offset: int, n: int) -> None:
+    np.testing.assert_array_equal(signs((7,), n, offset=offset), signs((7,), 4000)[offset : offset + n])

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import DTypeLike, NDArray
 
+SIGNS_PER_COUNTER = 256  # four words of 64 bits
 NORMALS_PER_COUNTER = 8  # four words of 64 bits, two normals from each
 COUNTERS_PER_BLOCK = 2048  # intermediate arrays stay in the cache
 SQRT_HALF_BITS = np.int32(0x3F3504F3)  # of float32
@@ -32,17 +33,29 @@ def normal(
     """
     out = np.empty(shape, dtype)
     flat = out.reshape(-1)
-    philox_key = _key("normal", *key)
+    counter, skip = divmod(offset, NORMALS_PER_COUNTER)
+    philox = np.random.Philox(key=_key("normal", *key), counter=counter)
     step = COUNTERS_PER_BLOCK * NORMALS_PER_COUNTER
     done = 0
     while done < flat.size:
-        counter, skip = divmod(offset + done, NORMALS_PER_COUNTER)
         n = min(step - skip, flat.size - done)
         n_counters = -(-(skip + n) // NORMALS_PER_COUNTER)
-        words = np.random.Philox(key=philox_key, counter=counter).random_raw(n_counters * 4)
-        flat[done : done + n] = _box_muller(words)[skip : skip + n]
-        done += n
+        flat[done : done + n] = _box_muller(philox.random_raw(n_counters * 4))[skip : skip + n]
+        done, skip = done + n, 0
     return out
+
+
+def signs(key: tuple[int | str, ...], n: int, *, offset: int = 0) -> NDArray[np.float32]:
+    """`n` times 1 or -1, a pure function of `key` and the index, as with `normal`; for what needs no more than a
+    direction: a bit each, and several times as fast."""
+    counter, skip = divmod(offset, SIGNS_PER_COUNTER)
+    n_counters = -(-(skip + n) // SIGNS_PER_COUNTER)
+    words = np.random.Philox(key=_key("signs", *key), counter=counter).random_raw(n_counters * 4)
+    bits = np.unpackbits(words.astype("<u8", copy=False).view(np.uint8), bitorder="little")[skip : skip + n]
+    found = bits.astype(np.float32)
+    found *= np.float32(2)
+    found -= np.float32(1)
+    return found
 
 
 def _key(*names: str | int) -> int:

@@ -93,6 +93,8 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
         (["train", "--peers", "0"], 2, ["--peers", "from 1 to 64"]),
         (["train", "--every", "0"], 2, ["--every", "at least 1"]),
         (["train", "--lr", "0"], 2, ["--lr", "above 0"]),
+        (["train", "--one-byte.lr", "0"], 2, ["--one-byte.lr", "above 0"]),
+        (["train", "--task", "docstrings"], 2, ["--task", "one-byte"]),
         (["train", "--resume", "never-was"], 2, ["never-was"]),
         (["train", "--config", "missing.toml"], 2, ["missing.toml"]),
         (["join", "nonsense"], 2, ["HOST:PORT"]),

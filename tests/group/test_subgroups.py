@@ -362,7 +362,7 @@ def test_a_mismatch_in_one_subgroup_leaves_the_others_alone(what: str, n: int) -
 
 def test_subgroup_and_gather_bytes_are_a_mismatch_for_both() -> None:
     def main(group: Group) -> None:
-        with pytest.raises(Mismatch, match="rank 0: gather_bytes; rank 1: subgroup"):
+        with pytest.raises(Mismatch, match="rank 0: gather; rank 1: subgroup"):
             group.subgroup("a") if group.rank else group.gather_bytes(b"a")
         assert group.subgroup("a").world == 2
 

@@ -75,6 +75,9 @@ class History:
         self.loss_before: float | None = None
         """On held-out text before the first step, nats per byte."""
         self.loss_after: float | None = None
+        self.right_before: float | None = None
+        """Share of held-out texts that were given their label, before the first step; None: the task is another."""
+        self.right_after: float | None = None
         self.checkpoint: int | None = None
         """Step of the newest checkpoint."""
         self.model_saved = False
@@ -223,7 +226,7 @@ class History:
             "joins": self.joins(),
             "hashes_compared": len(self._compared()),
             "hashes_equal": not self.disagreements(),
-        }
+        } | ({} if self.right_after is None else {"right_before": self.right_before, "right_after": self.right_after})
 
     # -- one kind of event each ---------------------------------------------------------------------------------------
 
@@ -250,11 +253,15 @@ class History:
         return self._goes_on(peer) if self._has_shrunk(peer.epoch) else None
 
     def _evaluated(self, peer: Peer, event: Event) -> str | None:
+        right = event.get("accuracy")
+        found = f"the loss on held-out text is {event['loss']:.3f} nats per byte"
+        if right is not None:
+            found = f"{right:.1%} of the held-out texts get their label, the loss is {event['loss']:.3f} nats"
         if event["step"] == 0:
-            self.loss_before = event["loss"]
-            return f"before training, the loss on held-out text is {event['loss']:.3f} nats per byte"
-        self.loss_after = event["loss"]
-        return f"after {event['step']} steps, the loss on held-out text is {event['loss']:.3f} nats per byte"
+            self.loss_before, self.right_before = event["loss"], right
+            return f"before training, {found}"
+        self.loss_after, self.right_after = event["loss"], right
+        return f"after {event['step']} steps, {found}"
 
     def _step(self, peer: Peer, event: Event) -> None:
         step, at, loss = event["step"], event["at"], event["loss"]
@@ -290,7 +297,7 @@ class History:
         return f"{peer.name}: {event['message']}; it joins again"
 
     def _saved(self, peer: Peer, event: Event) -> str | None:
-        if event["path"].endswith(".safetensors"):
+        if event["path"].endswith((".safetensors", ".log")):
             self.checkpoint = event["step"]
             return f"checkpoint saved at step {event['step']}"
         self.model_saved = True

@@ -258,7 +258,7 @@ def _left_behind(launch: Launch, history: History, *, finished: bool) -> dict[st
                 {"mean over peers": (list(curve), list(curve.values()))},
                 title=f"atoll train {run.path.name}",
                 xlabel="step",
-                ylabel="training loss (nats per byte)",
+                ylabel="training loss (nats)",
                 marks=history.marks(),
             )
             facts["plot"] = str(picture)

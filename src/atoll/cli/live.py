@@ -321,6 +321,9 @@ def _verdict(history: History) -> str:
 
 
 def _losses(history: History) -> str:
+    before, after = history.right_before, history.right_after
+    if after is not None:
+        return (f"{before:.1%} -> " if before is not None else "") + f"{after:.1%} of held-out texts labelled right"
     before, after = history.loss_before, history.loss_after
     if after is not None:
         start = "" if before is None else f"{before:.3f} -> "

@@ -1,6 +1,7 @@
 """Driver: `atoll train`: a whole group on this machine, to see it work and to train for real on one."""
 
 import os
+import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from atoll.cli.launch import Launch, run_local
 from atoll.cli.live import JsonView, view_for
 from atoll.config import RunDir, parse, resolve
 from atoll.errors import InvalidConfig, InvalidData
+from atoll.train.one_byte.rounds import NAME as LOG
 from atoll.train.settings import TrainSettings
 
 
@@ -32,7 +34,7 @@ class LocalSettings(Guarded, TrainSettings):
     """Of the run. Default: the date and time."""
     resume: str | None = None
     """Go on with that run (a name, a path, or "last") from its newest checkpoint, with its settings; from the start
-    if it has none yet."""
+    if it has none yet. Or with the log of a one-byte run, a file, and the flags given here."""
     json: bool = False
     """Print one JSON object per event, a summary last."""
 
@@ -51,13 +53,19 @@ def main(argv: list[str]) -> int:
     for path in plain.text:
         if not path.exists():
             raise InvalidData(f"{path}: there is no such file or folder")
-    if settings.resume is not None:
+    log_given = settings.resume is not None and Path(settings.resume).is_file()
+    if log_given:  # of one-byte, which says all but the flags
+        run = RunDir.create(Path("runs"), settings.name)
+        run.write_config(plain)
+        shutil.copyfile(str(settings.resume), run.checkpoint / LOG)
+    elif settings.resume is not None:
         run = RunDir.open(Path("runs"), settings.resume)
         plain = resolve(TrainSettings, file=run.config, env={}, prog="atoll train").value
     else:
         run = RunDir.create(Path("runs"), settings.name)
         run.write_config(plain)
-    resume = settings.resume is not None and any(run.checkpoint.glob("step-*.safetensors"))
+    saved = any(run.checkpoint.glob("step-*.safetensors")) or (run.checkpoint / LOG).exists()
+    resume = settings.resume is not None and saved
     title = f"atoll train: {run.path.name}, {plain.strategy}"
     if settings.resume is not None and not resume:
         title += ", from the start, for it has saved no checkpoint yet"

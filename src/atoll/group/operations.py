@@ -162,7 +162,7 @@ class Collectives:
         """As `gather_bytes`; the list is the result's `value`."""
         if len(payload) > LARGEST_PAYLOAD:
             raise ValueError(f"gather_bytes takes at most {LARGEST_PAYLOAD} bytes, not {len(payload)}: use all_gather")
-        ticket = self._ticket("gather_bytes", tag, "gather_bytes", bytes(payload))
+        ticket = self._ticket("gather_bytes", tag, "gather", bytes(payload))
         return self._submit(ticket, lambda outcome: list(outcome.payloads))
 
     def barrier(self, *, tag: int = 0, timeout_s: float | None = None) -> None:

@@ -48,6 +48,9 @@ class Tokenizer(Protocol):
     def pieces(self) -> Pieces:
         """A new stream, whose pieces together are what `decode` gives."""
 
+    def to_json(self) -> str:
+        """As a `tokenizer.json`, for a model that is saved."""
+
 
 class Chat(Protocol):
     """How a model is used to reading a conversation."""

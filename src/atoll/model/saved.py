@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -21,7 +21,14 @@ from atoll.model.transformer import Transformer, TransformerConfig
 TOKENIZER, TOKENIZER_CONFIG, HASHES = "tokenizer.json", "tokenizer_config.json", "SHA256SUMS"
 
 
-def save_model(folder: Path, model: Transformer, tokenizer: ByteTokenizer) -> str:
+class Tokens(Protocol):
+    """A tokeniser that can be saved."""
+
+    def to_json(self) -> str:
+        """As a `tokenizer.json`."""
+
+
+def save_model(folder: Path, model: Transformer, tokenizer: Tokens) -> str:
     """Write the model in place of the one in `folder`; returns the SHA-256 of its weights' file, in hex.
 
     SaveFailed where the disk refuses, or `folder` holds something that is no saved model; what was there is intact.
@@ -57,7 +64,7 @@ def load_model(folder: Path) -> tuple[Transformer, ByteTokenizer]:
     return read_model(folder), tokenizer
 
 
-def _write(folder: Path, model: Transformer, tokenizer: ByteTokenizer) -> dict[str, str]:
+def _write(folder: Path, model: Transformer, tokenizer: Tokens) -> dict[str, str]:
     # By name of parameter: tied weights once, no buffers.
     weights = {name: weight.detach().contiguous() for name, weight in model.named_parameters()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})

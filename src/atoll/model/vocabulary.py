@@ -114,6 +114,12 @@ class TextTokenizer:
         """See `api.Tokenizer`."""
         return TextPieces(self._stands_for, (_Trimming if self._trim else IncrementalDecoder)("replace"))
 
+    def to_json(self) -> str:
+        """The same tokeniser as a `tokenizer.json`, for a model that is saved."""
+        if self._library.decoder is None:  # the way back is done here, so it may have none
+            self._library.decoder = _tokenizers().decoders.ByteLevel()
+        return self._library.to_str(pretty=True) + "\n"
+
     def token(self, text: str) -> int | None:
         """The token of this name, if there is one."""
         return self._library.token_to_id(text)

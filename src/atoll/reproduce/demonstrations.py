@@ -3,7 +3,7 @@
 from typing import Final
 
 from atoll.errors import InvalidConfig
-from atoll.reproduce import burstgpt, pccl, simulator
+from atoll.reproduce import burstgpt, one_byte, pccl, simulator
 from atoll.reproduce.api import Demonstration
 from atoll.reproduce.systems import by_slug
 
@@ -11,6 +11,7 @@ DEMONSTRATIONS: Final[dict[str, Demonstration]] = {
     "pccl": pccl.demonstrate,
     "simulator": simulator.demonstrate,
     "burstgpt": burstgpt.demonstrate,
+    "one-byte": one_byte.demonstrate,
 }
 
 

@@ -198,6 +198,8 @@ SYSTEMS: tuple[System, ...] = (
         "Shared Randomness",
         "train",
         "Fine-tunes one language model on several machines that send each other a single byte per gradient.",
+        module="atoll.train.one_byte",
+        status="works",
     ),
     System(
         "semi-pd",

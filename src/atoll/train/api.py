@@ -1,11 +1,18 @@
 """Interface: what a training loop and a strategy are to each other."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from atoll.group.facade import Group
+from atoll.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,8 @@ class StepInfo:
     """Ranks whose contribution held what is no number and was left out."""
     boundary: bool = True
     """The shared state has just been brought up to date on all peers (nothing may be in flight: see `drain`)."""
+    agreed: bool = True
+    """False, on all peers: their shared states differ, and have to be synced."""
 
 
 class Strategy(Protocol):
@@ -53,3 +62,60 @@ class Strategy(Protocol):
     def load_local(self, state: dict[str, Any]) -> None: ...
     def reload(self) -> None:
         """The shared tensors have been written from outside: go on from them."""
+
+
+@runtime_checkable
+class Logged(Protocol):
+    """A strategy whose checkpoint is a log of what all have said, from which it finds the parameters again."""
+
+    def essentials(self) -> dict[str, Any]:
+        """What must be the same on all peers, besides the settings."""
+
+    def meet(self, group: Group) -> None:
+        """All peers, before they sync: somebody has come or gone."""
+
+    def save(self, folder: "Path", about: dict[str, Any]) -> "Path":
+        """Write what is new of the log, and `about` its run."""
+
+    def resume(self, place: "Path") -> dict[str, Any]:
+        """Read a log, or the one in a folder; returns what it says of its run. `replay` goes through it."""
+
+    def replay(self) -> None:
+        """Go to where the log that was read leads."""
+
+    @property
+    def batches(self) -> int:
+        """How many all peers together have used so far."""
+
+
+class SavedTokenizer(Protocol):
+    """What a saved model's tokens mean."""
+
+    def encode(self, text: str) -> Any:
+        """The tokens of `text`."""
+
+    def to_json(self) -> str:
+        """As a `tokenizer.json`."""
+
+
+class Task(Protocol):
+    """What is learnt: examples by number, and a model that learns them."""
+
+    model: Transformer
+    tokenizer: SavedTokenizer
+    fingerprint: str
+    """Peers with the same one have the same examples."""
+    examples: int
+    """To learn from."""
+
+    def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Those examples [examples, time + 1]; where one is shorter, -1."""
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        """Of the model, in nats."""
+
+    def evaluate(self) -> Mapping[str, float]:
+        """`loss`, and maybe `accuracy`, on examples that nobody learns from."""
+
+    def restart(self) -> None:
+        """Give the model the weights with which all begin."""

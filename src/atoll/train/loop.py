@@ -10,26 +10,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from atoll.errors import Expelled, InvalidConfig, InvalidData, MasterLost, PeerLost, Unfit
 from atoll.group.facade import Group
 from atoll.group.state import SharedState
 from atoll.model.saved import save_model
-from atoll.model.tokenizer import ByteTokenizer
-from atoll.model.transformer import Transformer, TransformerConfig
 from atoll.runtime.api import here
+from atoll.train.api import Logged, Strategy
 from atoll.train.checkpoint import load_newest, save_checkpoint
+from atoll.train.one_byte.strategy import one_byte
 from atoll.train.settings import TrainSettings
-from atoll.train.shards import Shards, batch, count_windows
+from atoll.train.shards import Shards
 from atoll.train.strategies import make_strategy
+from atoll.train.tasks import task_for
 from atoll.train.text import Corpus
 
 Report = Callable[..., None]
 """Called with an event's name and its fields."""
 
-EVALUATED_WINDOWS = 64
 MOST_FRUITLESS = 3
 """Times in a row a peer comes back after an expulsion without having taken a step."""
 PAUSE_S = 1.0
@@ -42,17 +41,13 @@ class Trainer:
     def __init__(
         self, settings: TrainSettings, corpus: Corpus, report: Report, save_to: "Folders | None" = None
     ) -> None:
-        self.settings, self.corpus, self.report, self.save_to = settings, corpus, report, save_to
+        self.settings, self.report, self.save_to = settings, report, save_to
         s = settings
-        self.model = Transformer(
-            TransformerConfig(width=s.model.width, layers=s.model.layers, heads=s.model.heads, context=s.model.context)
-        )
-        self.model.initialise(s.seed)
-        self.strategy = make_strategy(s, self.model)
-        self.shards = Shards(count_windows(corpus.train, s.model.context), s.seed)
-        held_out = count_windows(corpus.held_out, s.model.context)
-        self.evaluated = np.array_split(np.arange(min(EVALUATED_WINDOWS, held_out)), -(-EVALUATED_WINDOWS // 16))
-        """Windows of the held-out text that are looked at, in batches."""
+        self.task = task_for(s, corpus)
+        self.model = self.task.model
+        self.strategy: Strategy = one_byte(s, self.task) if s.strategy == "one-byte" else make_strategy(s, self.model)
+        self.logged = self.strategy if isinstance(self.strategy, Logged) else None
+        self.shards = Shards(self.task.examples, s.seed)
         self.cursor = torch.zeros(1, dtype=torch.int64)
         """Windows of the text the group has used."""
         self.saved_at = torch.zeros(1, dtype=torch.int64)
@@ -104,10 +99,16 @@ class Trainer:
         return self._in_group
 
     def resume(self, folder: Path) -> None:
-        """Go on from the newest checkpoint in `folder`."""
+        """Go on from the newest checkpoint in `folder`, or from a log, where that is what the strategy keeps."""
+        if self.logged is not None:
+            self._check_resumed(folder, self.logged.resume(folder))
+            self.logged.replay()
+            self.cursor.fill_(self.logged.batches * self.settings.batch)
+            self.saved_at.fill_(self.steps)
+            self._resumed()
+            return
         tensors, about = load_newest(folder)
-        if difference := _difference(about, self._essentials()):
-            raise InvalidConfig(f"{folder}: the checkpoint is of another run: {difference}; resume with the same flags")
+        self._check_resumed(folder, about)
         for name, tensor in {**self.state.tensors, **self.strategy.local()}.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise InvalidData(f"{folder}: the checkpoint holds no {name} of shape {list(tensor.shape)}")
@@ -115,11 +116,18 @@ class Trainer:
             tensor.copy_(tensors[name])
         self.strategy.reload()
         self.strategy.load_local(tensors)
+        self._resumed()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _check_resumed(self, folder: Path, about: dict[str, Any]) -> None:
+        if difference := _difference(about, self._essentials()):
+            raise InvalidConfig(f"{folder}: the checkpoint is of another run: {difference}; resume with the same flags")
+
+    def _resumed(self) -> None:
         self.state.revision = self.steps
         self._whole_at = self.steps, int(self.cursor)
         self.report("resumed", step=self.steps)
-
-    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _train(self, group: Group) -> bool:
         """True: to the end."""
@@ -150,6 +158,10 @@ class Trainer:
         oldest = _essentials_of(group.gather_bytes(json.dumps(mine).encode())[0])
         if difference := _difference(oldest, mine):
             raise InvalidConfig(f"the group trains something else: {difference}; join with the same flags and text")
+        if self.logged is not None:
+            self.logged.meet(group)
+            self.cursor.fill_(self.logged.batches * self.settings.batch)
+            self.state.revision = self.steps
         result = group.sync(self.state)
         if result.bytes_received:
             self.strategy.reload()
@@ -164,13 +176,13 @@ class Trainer:
             hash=self.state.digest(),
         )
         if self.steps == 0 and group.rank == 0:
-            self.report("evaluated", step=0, loss=self.evaluate())
+            self.report("evaluated", step=0, **self.task.evaluate())
 
     def _step(self, group: Group) -> None:
         s, world, step = self.settings, group.world, self.steps
         began = here().now()
         indices = self.shards.indices(int(self.cursor), group.rank, world, s.batch)
-        info = self.strategy.step(batch(self.corpus.train, indices, s.model.context))
+        info = self.strategy.step(self.task.batch(indices))
         self.cursor += world * s.batch
         self.state.revision = self.steps
         self.sent += info.bytes_sent
@@ -195,6 +207,8 @@ class Trainer:
         )
         if info.boundary:
             self._whole_at = self.steps, int(self.cursor)
+        if not info.agreed:
+            self._agree(group)
         due = s.save_every and self.steps - int(self.saved_at) >= s.save_every
         if info.boundary and due and self.steps < s.steps:
             self._drain(group)  # by all, so that a run that saves and one that resumes take the same steps
@@ -210,8 +224,11 @@ class Trainer:
     def _save(self, group: Group) -> None:
         self.saved_at.fill_(self.steps)
         if group.rank == 0 and self.save_to is not None:
-            tensors = {**self.state.tensors, **self.strategy.local()}
-            path = save_checkpoint(self.save_to.checkpoint, self.steps, tensors, self._essentials())
+            folder, about = self.save_to.checkpoint, self._essentials()
+            if self.logged is not None:
+                path = self.logged.save(folder, about)
+            else:
+                path = save_checkpoint(folder, self.steps, {**self.state.tensors, **self.strategy.local()}, about)
             self.report("saved", path=str(path), step=self.steps)
 
     def _save_before_leaving(self, group: Group) -> None:
@@ -229,9 +246,9 @@ class Trainer:
         self.strategy.reload()
         self._save(group)
         if group.rank == 0:
-            self.report("evaluated", step=self.steps, loss=self.evaluate())
+            self.report("evaluated", step=self.steps, **self.task.evaluate())
             if self.save_to is not None:
-                save_model(self.save_to.model, self.model, ByteTokenizer())
+                save_model(self.save_to.model, self.model, self.task.tokenizer)
                 self.report("saved", path=str(self.save_to.model), step=self.steps)
         try:
             group.barrier()
@@ -240,16 +257,15 @@ class Trainer:
         self.report("done", step=self.steps, hash=self.state.digest(), sent=self.sent, ddp=self.ddp_would_send)
 
     def evaluate(self) -> float:
-        """Loss on the held-out text, nats per byte."""
-        context, parts = self.settings.model.context, [part for part in self.evaluated if len(part)]
-        with torch.no_grad():
-            losses = [float(self.model.loss(batch(self.corpus.held_out, p, context))) * len(p) for p in parts]
-        return sum(losses) / sum(map(len, parts))
+        """Loss on what is held out, in nats."""
+        return self.task.evaluate()["loss"]
 
     def _essentials(self) -> dict[str, Any]:
         """What must be the same on all peers."""
         settings = asdict(self.settings)
-        return {**settings, "text": self.corpus.fingerprint}
+        del settings["one_byte"]  # of which the strategy says what must be
+        logged = {} if self.logged is None else self.logged.essentials()
+        return {**settings, "text": self.task.fingerprint, **logged}
 
 
 class Folders:

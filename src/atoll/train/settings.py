@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from atoll.errors import InvalidConfig
+from atoll.train.one_byte.settings import OneByteSettings
 from atoll.train.schedule import FragmentSchedule
 
 Codec = Literal["none", "bf16", "uint8", "uint8-zero", "int4", "e3m0"]
@@ -30,14 +31,16 @@ OUTER: Final = {
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The transformer that is trained: a decoder of the Llama family over bytes."""
+    """The transformer that is trained: a decoder of the Llama family over bytes, or a published one."""
 
+    name: str = ""
+    """Start from that model (as in `atoll model list`, or a path) instead of a new one; its shape is its own."""
     width: int = 128
     """Size of the residual stream."""
     layers: int = 4
     heads: int = 4
     context: int = 128
-    """Bytes the model sees at once."""
+    """Bytes, or tokens of a published model, that are seen at once."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,14 @@ class TrainSettings:
 
     text: tuple[Path, ...] = ()
     """Files and folders to learn from. Without any: the sources of the Python standard library."""
-    strategy: Literal["ddp", "local-sgd", "slowmo", "diloco", "streaming", "eager"] = "diloco"
+    strategy: Literal["ddp", "local-sgd", "slowmo", "diloco", "streaming", "eager", "one-byte"] = "diloco"
     """ddp: exchange gradients at every step. The others let each peer train alone for `every` steps, then exchange how
     far it has come. local-sgd: go on from the mean. slowmo, diloco: take an outer step with momentum along it.
-    streaming: diloco, one fragment of the model at a time. eager: diloco whose exchange travels for a whole round."""
+    streaming: diloco, one fragment of the model at a time. eager: diloco whose exchange travels for a whole round.
+    one-byte: no gradients, but forward passes along random directions, and one byte for each."""
+    task: str = ""
+    """Learn to label texts (one-byte): a file of lines LABEL<tab>TEXT, or `docstrings`, those of Python's own library.
+    Without one: to go on with the text."""
     every: int = 20
     """Local steps between exchanges (all but ddp)."""
     fragments: int = 4
@@ -91,6 +98,7 @@ class TrainSettings:
     """Steps between checkpoints, at the next exchange; 0: only at the end, and when told to leave."""
     seed: int = 0
     model: ModelSettings = field(default_factory=ModelSettings)
+    one_byte: OneByteSettings = field(default_factory=OneByteSettings)
 
     def __post_init__(self) -> None:
         for name in ("every", "steps", "batch"):
@@ -117,6 +125,12 @@ class TrainSettings:
             raise InvalidConfig(
                 f"--fragments must be from 1 to {self.model.layers}, the model's layers, not {self.fragments}"
             )
+        self.one_byte.check()
+        if self.strategy == "one-byte" and self.batch % self.one_byte.samples:
+            raise InvalidConfig(f"--batch {self.batch} can't be shared by --one-byte.samples {self.one_byte.samples}")
+        for name, value in (("task", self.task), ("model.name", self.model.name)):
+            if value and self.strategy != "one-byte":
+                raise InvalidConfig(f"--{name} is for --strategy one-byte, not {self.strategy}")
 
     @property
     def schedule(self) -> FragmentSchedule:

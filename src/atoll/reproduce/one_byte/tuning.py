@@ -1,0 +1,157 @@
+"""Driver: fine-tuning by bytes: a tiny classifier on a task that is new to it, and a published model. (Just One Byte,
+"Done when" 5.)"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from atoll.errors import InvalidConfig
+from atoll.group.facade import Group
+from atoll.group.local import LocalGroup
+from atoll.model.store import find
+from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.one_byte.bag import SECOND, pretrained, texts
+from atoll.reproduce.threads import run_peers
+from atoll.rng import stream
+from atoll.runtime.processes import LocalProcesses
+from atoll.train.one_byte.code import Code
+from atoll.train.one_byte.settings import OneByteSettings
+from atoll.train.one_byte.strategy import OneByte
+
+BATCH: Final = 64
+WITHIN_S: Final = 60.0
+LR: Final = 0.03
+MOST_ROUNDS: Final = 1500
+TARGET: Final = 0.55
+"""Loss of the mean text; chance is 0.69."""
+PUBLISHED: Final = "smollm2"
+
+
+class Tuning:
+    """The pretrained classifier, the texts of the second task, and the strategy between them."""
+
+    def __init__(self, seed: int, code: Code | None = None) -> None:
+        self.bag, self.texts = pretrained(seed), texts(SECOND, seed)
+        self.strategy = OneByte(
+            dict(self.bag.named_parameters()), self.loss, lambda: None, OneByteSettings(lr=LR), seed, code
+        )
+        self._seed = seed
+
+    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+        """Of the texts whose numbers stand in the first column."""
+        rows = batch[:, 0]
+        return F.cross_entropy(self.bag(self.texts.features[rows]), self.texts.labels[rows])
+
+    def whole(self) -> float:
+        """Of all texts to learn from."""
+        with torch.no_grad():
+            return float(F.cross_entropy(self.bag(self.texts.features), self.texts.labels))
+
+    def accuracy(self) -> float:
+        """On the texts that are held out."""
+        return self.bag.accuracy(self.texts.held_features, self.texts.held_labels)
+
+    def step(self, rank: int, world: int) -> None:
+        """A round on a batch of our own share of the texts."""
+        own = np.arange(rank, len(self.texts.labels), world)
+        rows = stream(self._seed, "batch", int(self.strategy.steps), rank).choice(own, BATCH)
+        self.strategy.step(torch.from_numpy(np.stack([rows, rows], 1)))
+
+
+def losses(tuning: Tuning, group: Group, rounds: int, until: float = 0.0) -> list[float]:
+    """On all texts, every ten rounds, till one is low enough."""
+    tuning.strategy.enter(group)
+    found = [tuning.whole()]
+    for t in range(rounds):
+        tuning.step(group.rank, group.world)
+        if (t + 1) % 10 == 0:
+            found.append(tuning.whole())
+            if found[-1] <= until:
+                break
+    return found
+
+
+def shifted(seed: int, say: Say) -> Line:
+    """One machine, a minute at most."""
+    say("a pretrained classifier learns another task")
+    tuning = Tuning(seed)
+    tuning.strategy.enter(LocalGroup())
+    before, began = tuning.accuracy(), time.perf_counter()
+    while time.perf_counter() - began < WITHIN_S and int(tuning.strategy.steps) < MOST_ROUNDS:
+        tuning.step(0, 1)
+    took_s, after = time.perf_counter() - began, tuning.accuracy()
+    return Line(
+        "5a",
+        f"a classifier pretrained on other topics, {tuning.strategy.weights.numbers:,} parameters: held-out accuracy",
+        ">= 10 points more within 60 s",
+        f"{before:.1%} -> {after:.1%} in {int(tuning.strategy.steps)} rounds, {took_s:.0f} s",
+        judged(after - before >= 0.10 and took_s <= WITHIN_S),
+    )
+
+
+def fewer_rounds(seed: int, say: Say) -> Line:
+    """Four machines with a quarter of the texts each, and one with all."""
+    say("four machines against one")
+
+    def rounds(world: int) -> int:
+        def peer(group: Group) -> int:
+            return 10 * (len(losses(Tuning(seed), group, MOST_ROUNDS, TARGET)) - 1)
+
+        return int(max(run_peers(world, peer, timeout_s=300.0)))
+
+    one, four = rounds(1), rounds(4)
+    return Line(
+        "5b",
+        f"rounds until the loss is {TARGET}: 4 machines, each with texts of its own, and 1 with all",
+        "<= 0.6 of them",
+        f"{four} and {one}: {four / one:.2f}",
+        judged(four <= 0.6 * one < 0.6 * MOST_ROUNDS),
+    )
+
+
+def published(full: bool, say: Say) -> Line:
+    """SmolLM2-135M on real labelled texts, by the command a user would give."""
+    claim = "SmolLM2-135M tells docstrings of Python's library by topic, one of 4: held-out accuracy, `atoll train`"
+    expected = ">= 10 points more"
+    if not full:
+        return Line("5c", claim, expected, "not run: takes many minutes, see --full", "not yet", "-")
+    try:
+        find(PUBLISHED)
+    except InvalidConfig as error:
+        return Line("5c", claim, expected, f"not yet: {error}", "not yet", "-")
+    say("SmolLM2-135M, two peers: many minutes")
+    summary = _trained(say)
+    before, after = summary["right_before"], summary["right_after"]
+    return Line(
+        "5c",
+        claim,
+        expected,
+        f"{before:.1%} -> {after:.1%} in {summary['steps']} rounds; 2 peers sent {summary['bytes_sent']:,} bytes",
+        judged(after - before >= 0.10 and summary["hashes_equal"]),
+    )
+
+
+def _trained(say: Callable[[str], None]) -> dict[str, Any]:
+    """The last line of `atoll train --json`."""
+    options = [
+        *("--strategy", "one-byte", "--model.name", PUBLISHED, "--task", "docstrings", "--model.context", "48"),
+        *("--steps", "100", "--batch", "8", "--peers", "2", "--json", "--one-byte.trainable", "*norm*"),
+        *("--one-byte.lr", "6e-5"),
+    ]
+    lines: list[str] = []
+    with TemporaryDirectory() as folder, LocalProcesses(Path(folder)) as processes:
+        code = f"import os; os.chdir({folder!r}); from atoll.cli.main import main; main()"
+        processes.start([sys.executable, "-c", code, "train", *options], "train", stdout=lambda _, s: lines.append(s))
+        while not processes.wait_any(5.0):
+            say(f"SmolLM2-135M: {lines[-1][:80] if lines else 'loading'}")
+        processes.wait_any(1.0)
+    summary: dict[str, Any] = json.loads(lines[-1])
+    return summary
