@@ -3,9 +3,9 @@
     python benchmarks/decode.py [--quick | --full] [--json] [--threads N]
 
 The same weights (SmolLM2-135M-Instruct, Q4_1; `atoll model pull smollm2`), the same threads, in the same process, in
-The same weights (SmolLM2-135M-Instruct, Q4_1; `atoll model pull smollm2`), the same threads, in the same process, in
-turn. computes in float32; llama.cpp (if `llama-cpp-python` is installed) on the packed rows with its own 8-bit activations,
-and one answer at a time. The ratios are those of atoll's modes to each rival.
+turn. Tokens per second, median and min-max of all rounds: one answer alone, eight at once, a prompt of 512 tokens.
+transformers computes in float32; llama.cpp (if `llama-cpp-python` is installed) on the packed rows with its own 8-bit
+activations, and one answer at a time. The ratios are those of atoll's modes to each rival.
 """
 
 import argparse

@@ -56,6 +56,7 @@ BESIDE: Final = (
     "reproduce/scenario",
     "reproduce/test_burstgpt.py",
     "reproduce/test_simulator.py",
+    "reproduce/test_streaming_diloco.py",
     "reproduce/test_systems.py",
     "runtime/test_conformance.py",
     "serve",

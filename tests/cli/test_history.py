@@ -253,3 +253,14 @@ def test_a_checkpoint_is_remembered_and_a_model_is_none(run: Run) -> None:
     assert (run.history.checkpoint, run.history.model_saved) == (None, True)
     run.say("saved", "a", path="r/step-000000200.safetensors", step=200)
     assert run.history.checkpoint == 200
+
+
+def test_a_refusal_is_told_once_of_all_who_report_it(run: Run) -> None:
+    run.join("a", "b")
+    for peer in ("a", "b"):
+        run.say("refused", peer, step=4, who=1)
+    run.say("refused", "a", step=8, who=0)
+    refusals = [sentence for sentence in run.told if "no number" in sentence]
+    assert [sentence.split(":")[0] for sentence in refusals] == ["step 4", "step 8"]
+    assert "rank 1" in refusals[0]
+    assert [run.history.peers[name].rank for name in "ab"] == [0, 1]

@@ -206,8 +206,8 @@ class World:
             due = [(r, k) for r in self.station.runs.values() for k in r.execution._waiting]
             if due:
                 run, (_, piece, reduce) = due[number % len(due)]
-                word, rest = piece << 1 | reduce, rest.ljust(run.execution._nbytes(piece), b"\0")
-                rest = rest[: run.execution._nbytes(piece)]
+                word, rest = piece << 1 | reduce, rest.ljust(run.execution._nbytes(piece, reduce), b"\0")
+                rest = rest[: run.execution._nbytes(piece, reduce)]
         return HEADER.pack(seq, len(rest), word) + rest
 
     def reply(self, data: bytes) -> None:

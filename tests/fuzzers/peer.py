@@ -200,9 +200,9 @@ class World:
                 for key in list(run.execution._waiting)[:MOST_DUE]:
                     if run.execution.awaits(key) and self.station.runs.get(run_key) is run:
                         rank, piece, reduce = key
-                        if run.execution._nbytes(piece) > LARGEST_DUE:
+                        if run.execution._nbytes(piece, reduce) > LARGEST_DUE:
                             continue
-                        data = bytearray(run.execution._nbytes(piece))
+                        data = bytearray(run.execution._nbytes(piece, reduce))
                         data[: len(body)] = body[: len(data)]
                         self.frame(
                             run.start.ring[rank], run_key[0], piece << 1 | reduce, memoryview(data), bool(how & 1)

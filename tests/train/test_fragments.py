@@ -65,7 +65,7 @@ def test_each_parameter_is_in_one_slice_of_its_fragment(fragments, pattern, tied
 def test_a_model_without_blocks_is_one_fragment():
     plan = FragmentPlan.of(nn.Linear(3, 4))
     assert plan.fragments == (("weight", "bias"),)
-    with pytest.raises(InvalidConfig, match="fragments must be from 1 to 0"):
+    with pytest.raises(InvalidConfig, match="fragments must be from 1 to 1, whole blocks"):
         FragmentPlan.of(nn.Linear(3, 4), 2)
 
 

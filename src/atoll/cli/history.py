@@ -90,7 +90,7 @@ class History:
         self._last: tuple[int, float] | None = None
         self._worlds: dict[int, int] = {}  # by epoch
         self._told_losses: set[int] = set()  # epochs
-        self._told_refusals: set[tuple[int, int]] = set()  # epoch and step
+        self._told_refusals: set[tuple[int, int]] = set()  # step and rank
         self._handlers: dict[str, Callable[[Peer, Event], str | None]] = {
             "started": self._started,
             "joined": self._joined,
@@ -285,11 +285,11 @@ class History:
 
     def _refused(self, peer: Peer, event: Event) -> str | None:
         """Told by the first of all."""
-        key = peer.epoch, event["step"]
-        if key in self._told_refusals:
+        told = event["step"], event["who"]
+        if told in self._told_refusals:
             return None
-        self._told_refusals.add(key)
-        return f"step {event['step']}: what rank {event['rank']} came to was no number, and was left out"
+        self._told_refusals.add(told)
+        return f"step {event['step']}: what rank {event['who']} came to was no number, and was left out"
 
     def _expelled(self, peer: Peer, event: Event) -> str | None:
         self._move(peer, "lost")

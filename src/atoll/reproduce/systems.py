@@ -302,6 +302,8 @@ SYSTEMS: tuple[System, ...] = (
         "Streaming DiLoCo with overlapping communication: Towards a Distributed Free Lunch",
         "train",
         "Trains one model over slow links with a hundredth of the bytes, one fragment at a time, behind the computing.",
+        module="atoll.train.outer",
+        status="partly",
     ),
     System(
         "tokenring",

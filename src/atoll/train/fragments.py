@@ -26,8 +26,9 @@ class FragmentPlan:
     def of(cls, module: nn.Module, fragments: int = 1, pattern: Pattern = "strided") -> Self:
         """The blocks of `module` in so many fragments. InvalidConfig: it has fewer."""
         blocks = _blocks(module) if fragments > 1 else []
-        if not 1 <= fragments <= max(1, len(blocks)):
-            raise InvalidConfig(f"fragments must be from 1 to {len(blocks)}, the model's blocks, not {fragments}")
+        most = max(1, len(blocks))
+        if not 1 <= fragments <= most:
+            raise InvalidConfig(f"fragments must be from 1 to {most}, whole blocks of the model, not {fragments}")
         dealt: list[list[str]] = [[] for _ in range(fragments)]
         place = 0
         for name, _ in module.named_parameters():

@@ -190,7 +190,7 @@ class Trainer:
         seconds = here().now() - began
         self._tell_losses(group, info.losses)
         for rank in info.refused:
-            self.report("refused", rank=rank, step=step + 1)
+            self.report("refused", who=rank, step=step + 1)
         self.report(
             "step",
             step=step + 1,

@@ -70,7 +70,7 @@ class OuterLoop:
             tokens,
             sum(d.bytes_sent for d in done),
             sum(d.waited_s for d in done),
-            tuple(loss for d in done for loss in d.losses),
+            tuple(lost for d in done for lost in d.losses),
             tuple(sorted({rank for d in done for rank in d.refused})),
             boundary=any(isinstance(action, Finish) for action in actions),
         )
@@ -80,7 +80,7 @@ class OuterLoop:
         done = [d for fragment in self.exchange.under_way for d in self._finish(fragment)]
         if done:
             self._settle()
-        return tuple(loss for d in done for loss in d.losses)
+        return tuple(lost for d in done for lost in d.losses)
 
     def shared(self) -> dict[str, torch.Tensor]:
         """Parameters, the outer optimiser's memory, the step."""

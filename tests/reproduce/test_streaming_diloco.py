@@ -1,0 +1,69 @@
+"""What `atoll reproduce streaming-diloco` says of all that needs no network lab and kills nobody."""
+
+import sys
+from itertools import pairwise
+
+import pytest
+
+from atoll.errors import LabUnavailable
+from atoll.reproduce import streaming_diloco
+from atoll.reproduce.demonstrations import find
+from atoll.reproduce.streaming_diloco.bits import bits
+from atoll.reproduce.streaming_diloco.faults import killed
+from atoll.reproduce.streaming_diloco.islands import Trained
+from atoll.reproduce.streaming_diloco.learning import learning
+from atoll.reproduce.streaming_diloco.parity import parity
+from atoll.reproduce.streaming_diloco.refusals import refusals
+from atoll.reproduce.streaming_diloco.slow import slow_link
+from atoll.reproduce.streaming_diloco.utilisation import MODELS, share, utilisation
+from atoll.train.schedule import FragmentSchedule
+
+
+def ignore(said: str) -> None:
+    """Nobody waits."""
+
+
+def test_it_can_be_found() -> None:
+    assert find("streaming-diloco") is streaming_diloco.demonstrate
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_needs_no_lab_holds(seed: int) -> None:
+    lines = [*parity(seed, ignore), *bits(seed, ignore), *utilisation(ignore), *refusals(ignore)]
+    assert [(line.number, line.verdict) for line in lines] == [
+        (number, "pass") for number in ("1a", "1b", "1c", "4a", "4b", "4c", "6a", "6b", "6c", "7a", "7b")
+    ]
+    assert {line.number for line in lines if line.kind == "simulated"} == {"6a", "6b", "6c"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_kill_in_mid_flight_is_survived() -> None:
+    assert [(line.number, line.verdict) for line in killed(1, ignore)] == [("5a", "pass"), ("5b", "pass")]
+
+
+def test_without_a_lab_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> Trained:
+        raise LabUnavailable("networks")
+
+    for lines in (learning, slow_link):
+        monkeypatch.setattr(sys.modules[lines.__module__], "train", none)
+        (only,) = lines(False, 1, ignore)
+        assert (only.verdict, only.measured) == ("not yet", "not yet: needs networks")
+
+
+def test_more_bandwidth_is_never_worse_and_hides_a_fragment_in_its_delay() -> None:
+    model = MODELS[0]
+    schedule = FragmentSchedule(40, 8, 4)
+    shares = [share(model, schedule, 4.125, 10.0**decade) for decade in range(6, 13)]
+    assert all(a <= b * (1 + 1e-9) for a, b in pairwise(shares))
+    assert shares[-1] == pytest.approx(1.0)
+    fits = 4 * model.step_s  # a fragment of 1/8 of the model, between two peers
+    assert share(model, schedule, 4.125, model.parameters / 8 * 4.125 / (fits - 2e-3)) == pytest.approx(1.0)
+    assert share(model, schedule, 4.125, model.parameters / 8 * 4.125 / (1.5 * fits)) < 0.99
+
+
+def test_the_busiest_window_is_found() -> None:
+    run = Trained(1.0, 1.0, 0.0, True, [(0.0, 0), (0.5, 10), (1.0, 10), (1.5, 40), (2.0, 45)])
+    assert run.bytes_sent == 45
+    assert [run.peak(w) for w in (0.5, 1.0, 5.0)] == [30, 35, 45]
