@@ -48,7 +48,7 @@ DIFFERENCES: dict[str, tuple[Call, list[str]]] = {
     "reduce_scatter": (lambda group, n: group.reduce_scatter(np.ones(n), "sum"), ["all_reduce", "reduce_scatter"]),
     "all_gather": (lambda group, n: group.all_gather(np.ones(n)), ["all_reduce", "all_gather"]),
     "broadcast": (lambda group, n: group.broadcast(np.ones(n), group.rank), ["all_reduce", "broadcast"]),
-    "gather_bytes": (lambda group, n: group.gather_bytes(b"x"), ["all_reduce", "gather_bytes"]),
+    "gather_bytes": (lambda group, n: group.gather_bytes(b"x"), ["all_reduce", "gather"]),
     "barrier": (lambda group, n: group.barrier(), ["all_reduce", "barrier"]),
     "sync": (lambda group, n: group.sync(atoll.SharedState({"w": np.ones(n)})), ["all_reduce", "sync"]),
     "update_topology": (lambda group, n: group.update_topology(), ["all_reduce", "update_topology"]),

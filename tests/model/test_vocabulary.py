@@ -114,6 +114,15 @@ def test_a_saved_byte_tokeniser_is_read():
     assert tokenizer.decode([0xF0, 0x9F, 0x8F, 0x9D, 0xFF]) == "🏝\ufffd"
 
 
+@pytest.mark.parametrize("text", ["hello world, 12 he", "<|start|>hello<think>he<|end|>", "é ß 日本"])
+def test_a_tokeniser_from_lists_is_saved_and_read(text):
+    tokenizer = small()
+    again = from_json(tokenizer.to_json(), ["<|end|>"])
+    assert again.encode(text) == tokenizer.encode(text)
+    assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+    assert again.ends == tokenizer.ends
+
+
 def byte_level() -> Tokenizer:
     library = Tokenizer(models.BPE({t: i for i, t in enumerate(TOKENS)}, [tuple(m.split()) for m in MERGES]))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -104,7 +104,7 @@ def test_it_descends() -> None:
 
 
 def test_the_mean_of_gradients_along_noise_is_the_gradient() -> None:
-    bowl, n = Quadratic(), 3000
+    bowl, n = Quadratic(), 2000
     target = torch.linspace(-1, 1, 20)[None]
     found = np.zeros(20)
     for t in range(n):
