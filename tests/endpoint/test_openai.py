@@ -78,6 +78,18 @@ def test_a_chat(client):
     assert answer.id.startswith("chatcmpl-")
 
 
+def test_what_some_take_for_the_end_of_a_line_does_not_end_an_event():
+    text = "a\x85b\u2028c\u2029d\ne"
+    with served(Scripted(lambda request: text)) as (url, _):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+        chunks = client.completions.create(model="parrot", prompt="x", stream=True)
+        assert "".join(chunk.choices[0].text for chunk in chunks) == text
+        body = {"model": "parrot", "prompt": "x", "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+
+
 @pytest.mark.parametrize("options", [{}, {"n": 2}, {"logprobs": True, "top_logprobs": 2}])
 def test_a_stream_says_what_one_body_does(client, options):
     whole = client.chat.completions.create(model="parrot", messages=SAY, seed=1, **options)

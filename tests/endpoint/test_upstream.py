@@ -66,6 +66,7 @@ def test_what_goes_in_comes_out(prompt, said):
     assert text == said
     assert last.finish == "stop"
     assert last.prompt_tokens > 0
+    assert last.unnumbered == len(said), "tokens whose numbers nobody told are counted"
     arrived = parrot.asked[-1]
     for name in (
         "max_tokens",

@@ -183,7 +183,8 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     """A listening socket, before anything is loaded. Unavailable: somebody else listens there."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as listener:
+        # Named, or asyncio doesn't see that it is TCP and lets answers wait for acknowledgements, 40 ms each.
+        with socket.socket(family, kind, socket.IPPROTO_TCP) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(2048)

@@ -14,7 +14,8 @@ from atoll.endpoint.calls import Calls
 FINGERPRINT: Final = "atoll"
 DONE: Final = b"data: [DONE]\n\n"
 PING: Final = b": ping\n\n"
-_text = msgspec.json.encode
+_BREAKS: Final = {"\x85": b"\\u0085", "\u2028": b"\\u2028", "\u2029": b"\\u2029"}
+"""What some readers of lines take for the end of one; JSON doesn't ask to escape it."""
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Choice:
         """What is said to the user now."""
         said = delta.text if self.calls is None else self.calls.push(delta.text)
         self.chosen += delta.chosen
-        self.tokens += len(delta.tokens)
+        self.tokens += len(delta.tokens) + delta.unnumbered
         self.prompt = self.prompt or delta.prompt
         self.prompt_tokens, self.cached_tokens = delta.prompt_tokens, delta.cached_tokens
         if delta.finish is not None:
@@ -207,6 +208,14 @@ class Answers:
         elif self.asked.usage:
             event["usage"] = None
         return b"data: " + _text(event) + b"\n\n"
+
+
+def _text(value: Any) -> bytes:
+    """JSON on one line, whoever reads it."""
+    data = msgspec.json.encode(value)
+    for character, escaped in _BREAKS.items():
+        data = data.replace(character.encode(), escaped)
+    return data
 
 
 def failed(error: dict[str, Any]) -> bytes:

@@ -102,6 +102,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[int, ...] = ()
     chosen: tuple[Chosen, ...] = ()
     prompt: tuple[Chosen, ...] = ()
+    unnumbered: int = 0
+    """More tokens, whose numbers only a server elsewhere knows."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     finish: Finish | None = None

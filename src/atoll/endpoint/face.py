@@ -201,7 +201,8 @@ class Face:
         if self._draining:
             raise Draining("the server is about to end and takes no more requests", retry_s=5.0)
         id = prefix + secrets.token_hex(12)
-        asked = ask(await self._fields(call), Drawn(id, lambda: secrets.randbits(48)))
+        fields = await self._fields(call)
+        asked = await asyncio.to_thread(ask, fields, Drawn(id, lambda: secrets.randbits(48)))  # schemas may be large
         answers = Answers(asked, id, int(time.time()), self._echoes(asked))
         stream = self._events(asked)
         if asked.stream:

@@ -70,22 +70,24 @@ class Watch:
 
     def __init__(self, metrics: Metrics, model: str, now: float) -> None:
         self._metrics, self._model, self._began, self._last = metrics, model, now, now
-        self._tokens = self._prompt = 0
+        self._tokens, self._begun = 0, False
         self._gap = metrics.gap.labels(model)
         self._written = metrics.generation_tokens.labels(model)
 
     def delta(self, delta: Delta, now: float) -> None:
         """More of the answer has come."""
-        n = len(delta.tokens)
-        if not self._tokens:
+        n = len(delta.tokens) or bool(delta.text)
+        if not self._begun:
+            self._begun = True
             self._metrics.first.labels(self._model).observe(now - self._began)
             self._metrics.prompt_tokens.labels(self._model).inc(delta.prompt_tokens)
             self._metrics.request_prompt.labels(self._model).observe(delta.prompt_tokens)
         elif n:
             self._gap.observe((now - self._last) / n)
         self._last = now
-        self._tokens += n
-        self._written.inc(n)
+        written = len(delta.tokens) + delta.unnumbered
+        self._tokens += written
+        self._written.inc(written)
 
     def end(self, status: int, finish: str, now: float) -> None:
         """It is over, however."""

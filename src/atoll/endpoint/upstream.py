@@ -122,7 +122,12 @@ class Upstream:
         for call in calls.values():
             yield Delta(text=f'{BEGIN}{{"name": {json.dumps(call["name"])}, "arguments": {call["arguments"]}}}{END}')
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        yield Delta(prompt_tokens=usage.get("prompt_tokens", 0), cached_tokens=cached, finish=finish)
+        yield Delta(
+            unnumbered=usage.get("completion_tokens", 0),
+            prompt_tokens=usage.get("prompt_tokens", 0),
+            cached_tokens=cached,
+            finish=finish,
+        )
 
     def load(self) -> Load:
         """Of what went through here."""

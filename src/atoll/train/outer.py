@@ -41,10 +41,8 @@ class OuterLoop:
 
     def enter(self, group: Group) -> None:
         """Train with this group from now on. What was in flight in another one is dropped."""
-        dropped = bool(self.exchange.under_way)
         self.exchange.enter(group)
-        if dropped:
-            self.learner.settle(False, group.world)
+        self._settle()
 
     def step(self, batch: torch.Tensor) -> StepInfo:
         """Learn from `batch`, then do what the schedule says. Diverged: the loss is not a number; nothing was

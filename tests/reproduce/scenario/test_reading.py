@@ -184,6 +184,7 @@ def test_every_key_is_listed_with_its_type_and_default() -> None:
     assert listed["fabric.oversub"].default == "1.0"
     assert listed["fabric.hosts"].default == "needed"
     assert "log-normal" in listed["cost.spread"].about
-    assert {f"job.{name}" for name in TrainJob.__dataclass_fields__ if name not in ("model", "stands_for")} <= set(
-        listed
-    )
+    assert "job.one_byte.lr" in listed
+    assert {
+        f"job.{name}" for name in TrainJob.__dataclass_fields__ if name not in ("model", "stands_for", "one_byte")
+    } <= set(listed)

@@ -4,6 +4,7 @@ The texts are docstrings of Python's own library (`train/tasks.py`).
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -33,6 +34,7 @@ class Texts:
     held_labels: Tensor
 
 
+@cache
 def texts(topics: tuple[str, str], seed: int) -> Texts:
     """As many of one topic as of the other."""
     found = sorted(set(docstrings(*topics)))

@@ -26,8 +26,10 @@ def floats(seed: int, say: Say) -> Line:
     say("bytes against floats")
 
     def last(code: ByteCode | FloatCode) -> float:
+        tunings = [Tuning(seed, code=code) for _ in range(2)]
+
         def peer(group: Group) -> float:
-            return losses(Tuning(seed, code=code), group, ROUNDS)[-1]
+            return losses(tunings[group.rank], group, ROUNDS)[-1]
 
         return float(np.mean(run_peers(2, peer)))
 

@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--hash-every", type=int, default=64)
     parser.add_argument("--catch-up", default="auto")
     parser.add_argument("--corrupt-at", type=int, default=0, help="spoil a parameter after so many rounds")
+    parser.add_argument("--pace", type=float, default=0.0, help="seconds of rest after each round")
     parser.add_argument("--other-base", action="store_true", help="begin with other weights than all others")
     options = parser.parse_args()
     about: dict[str, Any] = {n: getattr(options, n) for n in ("samples", "hash_every", "catch_up")}
@@ -71,6 +73,8 @@ def main() -> None:
         _say(event=event, **fields)
         if event == "step" and fields["step"] == options.corrupt_at:
             _spoil(strategy_of(training))
+        if event == "step":
+            time.sleep(options.pace)
 
     training = trainer(settings(options.steps, options.seed, **about), report, options.folder)
     if options.other_base:
