@@ -24,11 +24,14 @@ class Crew:
     def __init__(self, relay: CountingRelay, processes: LocalProcesses, folder: Path) -> None:
         self.relay, self.processes, self.folder = relay, processes, folder
         self.said: dict[str, list[Event]] = {}
+        self._running: set[str] = set()
+        """Whose last words may still come."""
         self.on_event: Callable[[str, Event], None] = lambda name, event: None
 
     def start(self, name: str, *options: str) -> None:
         """One more peer."""
         self.said[name] = []
+        self._running.add(name)
         argv = [sys.executable, "-m", "atoll.reproduce.one_byte.peer", self.relay.address, "--name", name, *options]
         self.processes.start(argv, name, stdout=self._on_line, env={"OMP_NUM_THREADS": "1"})
 
@@ -36,14 +39,13 @@ class Crew:
         """Wait for that. AtollError: it doesn't come."""
         deadline = time.monotonic() + PATIENCE_S
         while not holds():
-            self.processes.wait_any(0.1)
-            if time.monotonic() > deadline or (not self.processes.alive() and not self._late(holds)):
+            self._running -= {end.name for end in self.processes.wait_any(0.1)}
+            if time.monotonic() > deadline or not (self._running or holds()):
                 raise AtollError(f"{what}: not seen; {self._last_words()}")
 
     def ended(self) -> None:
         """Wait until all have ended."""
-        self.until(lambda: not self.processes.alive(), "the end of all peers")
-        self.processes.wait_any(0.5)
+        self.until(lambda: not self._running, "the end of all peers")
 
     def of(self, name: str, event: str) -> list[Event]:
         """What a peer has said of that kind."""
@@ -52,11 +54,6 @@ class Crew:
     def step(self, name: str) -> int:
         """How far it has come."""
         return self.of(name, "step")[-1]["step"] if self.of(name, "step") else 0
-
-    def _late(self, holds: Callable[[], bool]) -> bool:
-        """The last lines may come after the end."""
-        self.processes.wait_any(0.5)
-        return holds()
 
     def _on_line(self, name: str, line: str) -> None:
         event = json.loads(line)
