@@ -11,6 +11,8 @@ BESIDE: Final = (
     "cli/test_history.py",
     "cli/test_live.py",
     "cli/test_model.py",
+    "cli/test_one_byte.py",
+    "cli/test_serve.py",
     "cli/test_sim.py",
     "cli/test_workload.py",
     "codec",

@@ -171,6 +171,7 @@ def test_an_untied_head_has_rows_of_its_own():
     assert untied.matrices[EMBEDDING] is weights.matrices[EMBEDDING]
 
 
+@pytest.mark.slow
 def test_the_plain_source_computes_the_same(monkeypatch, tmp_path):
     """Without what AVX2 has of its own: another order of rounding in the products only."""
     from atoll.model import kernel as driver

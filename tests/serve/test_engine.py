@@ -43,7 +43,7 @@ def engine(pages: int = 40, guesses: int = 0, **limits) -> Engine:
     return Engine(PageModel(pages), Bytes(), Limits(**limits), guesses)
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(120))
 def test_all_get_their_answers_whatever_happens(seed):
     rng = np.random.default_rng(seed)
     pages = int(rng.integers(3, 30))
