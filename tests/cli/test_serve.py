@@ -105,6 +105,7 @@ def test_answers_under_way_end_after_sigterm(home):
         assert '"finish_reason":"length"' in "".join(text)
 
 
+@pytest.mark.slow
 def test_a_server_before_a_server(home):
     with (
         serving(home, "runs/first", "--kernel", "torch") as (behind, _),
@@ -115,6 +116,7 @@ def test_a_server_before_a_server(home):
         assert ended(process) == (0, ["ended"])
 
 
+@pytest.mark.slow
 def test_keys_and_a_dead_engine(home, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("# ours\nalpha-key\nbeta-key\n")
@@ -140,6 +142,7 @@ def test_keys_and_a_dead_engine(home, tmp_path):
         assert answer.status_code == 200
 
 
+@pytest.mark.slow
 def test_a_conversation_in_a_pipe(home):
     with serving(home, "runs/first", "--kernel", "torch") as (url, _):
         said = subprocess.run(
@@ -198,6 +201,7 @@ def test_what_is_no_size(text):
         nbytes(text)
 
 
+@pytest.mark.slow
 def test_a_workload_is_driven_and_reported(home):
     with serving(home, "runs/first", "--kernel", "torch") as (url, _):
         done = subprocess.run(
