@@ -118,6 +118,7 @@ def test_a_trace_loads_and_its_bars_do_not_overlap(tmp_path: Path, capsys: pytes
     assert "crash" in {e["name"] for e in events if e["ph"] == "i"}
 
 
+@pytest.mark.slow
 def test_a_sweep_of_processes_gives_what_one_process_gives(tmp_path: Path) -> None:
     points = [Point(load(written(tmp_path, COLLECTIVE), {"seed": seed}), {"seed": seed}, None) for seed in (1, 2)]
     pooled, alone = (run_all(points, processes) for processes in (2, 1))

@@ -38,6 +38,7 @@ def value(result: Result, figure: str) -> float:
     return result.figures[figure].value
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_run_in_every_process_and_for_every_string_hash() -> None:
     hashes = {name: run_scenario(shipped(name)).hash for name in ("diloco-wan", "allreduce-1024")}
     assert said_elsewhere() == "".join(f"{name} {found}\n" for name, found in hashes.items())
