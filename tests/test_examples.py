@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
 
 
 def start(address: str) -> "subprocess.Popen[str]":
-    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import train; print(train.main({address!r}, 200))"
+    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import train; print(train.main({address!r}, 800))"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
 
