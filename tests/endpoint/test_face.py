@@ -15,17 +15,6 @@ from tests.endpoint.scripted import Scripted, served
 BODY = {"model": "parrot", "prompt": "abc", "max_tokens": 5}
 
 
-@pytest.fixture(scope="module")
-def parrot():
-    return Scripted()
-
-
-@pytest.fixture(scope="module")
-def url(parrot):
-    with served(parrot) as (url, _):
-        yield url
-
-
 # -- what is asked wrongly ---------------------------------------------------------------------------------------------
 
 

@@ -14,17 +14,6 @@ from tests.endpoint.scripted import Scripted, served
 SAY = [{"role": "user", "content": "häy €"}]
 
 
-@pytest.fixture(scope="module")
-def parrot():
-    return Scripted()
-
-
-@pytest.fixture(scope="module")
-def url(parrot):
-    with served(parrot) as (url, _):
-        yield url
-
-
 @pytest.fixture
 def client(url):
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:

@@ -139,6 +139,16 @@ def test_prompts_that_are_none_are_refused(prompt):
         engine().add(request("a", prompt))
 
 
+@pytest.mark.parametrize("token", [-1, 256, 1 << 30])
+def test_tokens_that_the_model_has_not_are_refused_or_end_nothing(token):
+    served = engine()
+    with pytest.raises(InvalidRequest, match="logit_bias") as caught:
+        served.add(request("a", [40], sampling=Sampling(temperature=0, bias={token: 1.0})))
+    assert caught.value.field == "logit_bias"
+    served.add(request("b", [40, 41], stop_tokens=(token,), min_tokens=3))
+    assert tokens_of(finish(served)["b"]) == answer([40, 41], 10)
+
+
 def test_texts_are_for_others():
     with pytest.raises(InvalidRequest, match="takes tokens"):
         engine().add(Request(id="a", model="m", prompt=Text("a")))

@@ -11,7 +11,15 @@ import psutil
 import pytest
 
 from atoll.endpoint.api import Conversation, Delta, Request, Sampling, Text, Tokens
-from atoll.errors import ContextExceeded, DeadlinePassed, EngineLost, InvalidRequest, NotServed, Overloaded
+from atoll.errors import (
+    ContextExceeded,
+    DeadlinePassed,
+    EngineLost,
+    InvalidRequest,
+    NotServed,
+    Overloaded,
+    RequestFailed,
+)
 from atoll.model.loading import load
 from atoll.model.saved import save_model
 from atoll.model.tokenizer import ByteTokenizer
@@ -88,10 +96,13 @@ def test_what_can_not_be_answered_is_refused_by_its_name(folder):
                 (asked("d", prompt=Conversation(({"role": "user", "content": "hi"},))), InvalidRequest),
                 (asked("e", prompt=Text("\ud800")), InvalidRequest),
                 (asked("f", deadline_s=0.0), DeadlinePassed),
+                (asked("h", sampling=Sampling(bias={999: 1.0})), InvalidRequest),
+                (asked("i", grammar="{nonsense"), RequestFailed),
             ):
                 with pytest.raises(error):
                     await whole(served.generate(request))
             assert (await whole(served.generate(asked("g")))).finish == "length"
+            assert served.restarts == 0, "a request brought the engine down"
 
     run(work)
 

@@ -68,6 +68,11 @@ def test_temperature_0_takes_the_likeliest_and_of_equals_the_first():
     assert draw(LOGITS[1:], Sampling(temperature=0, bias={1: 0.5, 0: 0.0}), 0, []) == 0
 
 
+def test_almost_no_temperature_is_none():
+    for temperature in (1e-300, 1e-44, 1e-6):
+        assert {draw(LOGITS, Sampling(temperature=temperature), place, []) for place in range(20)} == {0}
+
+
 def test_the_same_seed_and_place_draw_the_same():
     first = [draw(LOGITS, Sampling(seed=7), place, []) for place in range(50)]
     assert first == [draw(LOGITS, Sampling(seed=7), place, []) for place in range(50)]

@@ -94,8 +94,8 @@ class Chosen(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """What there is more of an answer. The texts together are the answer; a text may be empty.
 
-    `chosen` where log-probabilities were asked for; its tokens may belong to text that comes later. The last delta has
-    `finish`, and no other. `prompt`: the prompt's tokens, on the first where `prompt_logprobs` were asked for.
+    `chosen` where log-probabilities were asked for: the tokens whose text has been said. The last delta has `finish`,
+    and no other. `prompt`: the prompt's tokens, on the first where `prompt_logprobs` were asked for.
     """
 
     text: str = ""

@@ -115,7 +115,7 @@ def _requests(
         raise fields.wrong("model", "must be a text")
     slo = fields.object("slo")
     deadline_ms = slo.number("deadline_ms", 0, 1e9, -1.0) if slo is not None else -1.0
-    seed = fields.whole("seed", -(1 << 63), (1 << 64) - 1)
+    seed = fields.whole("seed", -(1 << 63), (1 << 63) - 1)
     seed = drawn.seed() if seed is None else seed
     common: dict[str, Any] = {
         "model": model,

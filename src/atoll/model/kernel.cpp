@@ -147,11 +147,8 @@ struct Int8Block {  // of activations
     int8_t values[BLOCK];
 };
 
-INLINE F8 integer_dot(const uint8_t* w, const int8_t* x) {  // lane i: the sum over elements 4i to 4i + 3
-#if ATOLL_AVX2
-    __m256i products = _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i*)w), _mm256_loadu_si256((const __m256i*)x));
-    return (F8)_mm256_cvtepi32_ps(_mm256_madd_epi16(products, _mm256_set1_epi16(1)));
-#else
+template <class Integer>
+INLINE F8 plain_dot(const Integer* w, const int8_t* x) {  // lane i: the sum over elements 4i to 4i + 3
     F8 v;
     for (int i = 0; i < 8; i++) {
         int s = 0;
@@ -159,6 +156,14 @@ INLINE F8 integer_dot(const uint8_t* w, const int8_t* x) {  // lane i: the sum o
         v[i] = (float)s;
     }
     return v;
+}
+
+INLINE F8 integer_dot(const uint8_t* w, const int8_t* x) {
+#if ATOLL_AVX2
+    __m256i products = _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i*)w), _mm256_loadu_si256((const __m256i*)x));
+    return (F8)_mm256_cvtepi32_ps(_mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+#else
+    return plain_dot(w, x);
 #endif
 }
 
@@ -168,13 +173,7 @@ INLINE F8 integer_dot(const int8_t* w, const int8_t* x) {
     __m256i products = _mm256_maddubs_epi16(_mm256_sign_epi8(a, a), _mm256_sign_epi8(b, a));
     return (F8)_mm256_cvtepi32_ps(_mm256_madd_epi16(products, _mm256_set1_epi16(1)));
 #else
-    F8 v;
-    for (int i = 0; i < 8; i++) {
-        int s = 0;
-        for (int j = 4 * i; j < 4 * i + 4; j++) s += w[j] * x[j];
-        v[i] = (float)s;
-    }
-    return v;
+    return plain_dot(w, x);
 #endif
 }
 

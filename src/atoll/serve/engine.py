@@ -82,6 +82,7 @@ class Engine:
         if request.id in self._asked:
             raise InvalidRequest("id", f"{request.id} is being answered already")
         prompt = self._prompt(request)
+        self._check_bias(request)
         limit = self._limit(request, len(prompt))
         if len(self.scheduler.waiting) >= self.limits.waiting:
             raise Overloaded(f"{len(self.scheduler.waiting)} requests wait already, as many as may")
@@ -152,8 +153,15 @@ class Engine:
             )
         return room if asked is None else asked
 
+    def _check_bias(self, request: Request) -> None:
+        bias, vocab = request.sampling.bias, self.model.config.vocab_size
+        if bias and not 0 <= min(bias) <= max(bias) < vocab:
+            raise InvalidRequest("logit_bias", f"logit_bias has a token outside 0 to {vocab - 1}")
+
     def _ends(self, request: Request) -> frozenset[int]:
-        ends = frozenset(request.stop_tokens)
+        """What the model can't say ends nothing."""
+        vocab = self.model.config.vocab_size
+        ends = frozenset(token for token in request.stop_tokens if 0 <= token < vocab)
         return ends if request.ignore_end else ends | self.tokenizer.ends
 
     def _late(self) -> list[tuple[str, Delta]]:
@@ -216,13 +224,15 @@ class Engine:
     def _draw(self, asked: _Asked, rows: Logits) -> list[int]:
         """The token after the run, and after each guess that was right. `rows` are the logits there, or none."""
         sequence, grammar = asked.sequence, asked.grammar
-        said, drawn = sequence.tokens[len(sequence.prompt) :], list[int]()
+        sampling, drawn = sequence.sampling, list[int]()
+        counts = sampling.presence_penalty or sampling.frequency_penalty
+        said = sequence.tokens[len(sequence.prompt) :] if counts else []
         for row, guess in zip(rows, [*sequence.draft, None], strict=False):
-            place = len(said) + len(drawn)
+            place = sequence.answered + len(drawn)
             banned = asked.ends if place < asked.request.min_tokens else ()
             if grammar is not None:
                 row = grammar.allowed(row)
-            drawn.append(draw(row, sequence.sampling, place, said + drawn, banned))
+            drawn.append(draw(row, sampling, place, said + drawn if counts else (), banned))
             if grammar is not None:
                 grammar.take(drawn[-1])
             if drawn[-1] != guess:

@@ -234,8 +234,12 @@ async def _connected(process: "subprocess.Popen[bytes]") -> _Running:
 
 
 def _error(refused: Refused) -> RequestFailed:
-    kind: Any = getattr(errors, refused.error, RequestFailed)
-    error: RequestFailed = kind(refused.field, refused.message) if refused.field else kind(refused.message)
+    kind: Any = getattr(errors, refused.error, None)
+    if not (isinstance(kind, type) and issubclass(kind, RequestFailed)):
+        return RequestFailed(refused.message)
+    error: RequestFailed = (
+        kind(refused.field, refused.message) if issubclass(kind, InvalidRequest) else kind(refused.message)
+    )
     return error
 
 

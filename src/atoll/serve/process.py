@@ -9,7 +9,7 @@ from typing import Final
 import torch
 
 from atoll.endpoint.api import Delta
-from atoll.errors import AtollError, RequestFailed, Unavailable
+from atoll.errors import AtollError
 from atoll.model.api import Loaded
 from atoll.model.kernel import KernelModel
 from atoll.model.loading import load
@@ -65,7 +65,7 @@ def open_model(loaded: Loaded, setup: Setup) -> tuple[PagedModel, str]:
         try:
             model = KernelModel(loaded.weights, setup.pages, integers=setup.kernel == "fast", threads=setup.threads)
             return model, f"C++ kernel, {'8-bit' if model.integers else 'float32'} activations"
-        except (Unavailable, AtollError) as error:
+        except AtollError as error:
             why = f" ({error})"
     return TorchModel(loaded.weights.transformer(), setup.pages), f"PyTorch, float32{why}"
 
@@ -100,7 +100,7 @@ def _do(engine: Engine, pipes: Pipes, message: object) -> None:
     elif isinstance(message, Add):
         try:
             engine.add(message.request)
-        except RequestFailed as error:
+        except AtollError as error:
             field = getattr(error, "field", "")
             refused = Refused(id=message.request.id, error=type(error).__name__, message=str(error), field=field)
             pipes.say(refused)

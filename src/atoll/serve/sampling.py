@@ -14,6 +14,8 @@ from atoll.rng import stream
 
 Row = NDArray[np.float32]
 
+_COLDEST = 1e-5
+"""A temperature below it is none: the quotients would leave float32."""
 _FIRST_LOOK = 1024
 """Likeliest tokens among which `top_p` is tried before all are sorted."""
 
@@ -22,7 +24,7 @@ def draw(logits: Row, sampling: Sampling, place: int, said: Sequence[int], banne
     """The token at `place` (0 is the first of the answer), after those that were `said` in it. `logits` stay as they
     are. Of equal ones the lowest number is the likeliest."""
     logits = _shifted(logits, sampling, said, banned)
-    if sampling.temperature == 0:
+    if sampling.temperature < _COLDEST:
         return int(np.argmax(logits))
     scaled = (logits - logits.max()) / np.float32(sampling.temperature)
     candidates, weights = _candidates(scaled, sampling)
