@@ -15,11 +15,11 @@ train: .venv/ready ## train a small model on four local peers while some of them
 	$(BIN)/atoll train --peers 4 --chaos
 
 test: .venv/ready-dev ## run the quick tests
-	$(BIN)/pytest -m 'beside and not slow' --numprocesses auto
-	$(BIN)/pytest -m 'not beside and not slow'
+	$(BIN)/pytest --beside --numprocesses auto
+	$(BIN)/pytest --alone
 
-test-slow: .venv/ready-dev ## run the tests that take minutes
-	$(BIN)/pytest -m slow
+test-slow: .venv/ready-dev ## run the tests that take minutes, and all cases of those that `make test` samples
+	$(BIN)/pytest -m 'slow or sampled'
 
 check: .venv/ready-dev ## format, lint, types, floors
 	$(BIN)/ruff format --check .

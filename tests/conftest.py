@@ -1,6 +1,9 @@
 """Settings for all tests."""
 
 import gc
+import os
+import random
+from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
@@ -75,15 +78,50 @@ BESIDE: Final = (
     "workload",
 )
 """What hangs on no time and starts no group of processes: `make test` runs it on all cores. The rest has the machine to
-itself."""
+itself: `--alone` collects only that."""
 
 
+SEED: Final = "ATOLL_TEST_SEED"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `make test` uses."""
+    which = parser.getgroup("atoll").addoption
+    which("--beside", dest="which", action="store_const", const="beside", help="only what may run beside others")
+    which("--alone", dest="which", action="store_const", const="alone", help="only what needs the machine to itself")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import nothing that is not asked for."""
+    if config.option.which is None or collection_path.is_dir():
+        return None
+    may_run_beside = any(HERE / place in (collection_path, *collection_path.parents) for place in BESIDE)
+    return True if may_run_beside != (config.option.which == "beside") else None
+
+
+def pytest_configure() -> None:
+    """Draw a seed, which xdist's workers find in their environment."""
+    os.environ.setdefault(SEED, str(random.SystemRandom().randrange(1_000_000)))
+
+
+def pytest_report_header() -> str:
+    """Say how to draw the same cases again."""
+    return f"cases of tests marked `sampled` are drawn by {SEED}={os.environ[SEED]}"
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each its mark."""
-    beside = [HERE / place for place in BESIDE]
+    """Of a test marked `sampled(n)` all cases but n drawn ones are slow."""
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if any(place == item.path or place in item.path.parents for place in beside):
-            item.add_marker(pytest.mark.beside)
+        if item.get_closest_marker("sampled"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for name, all_of_it in cases.items():
+        (count,) = all_of_it[0].get_closest_marker("sampled").args  # type: ignore[union-attr]
+        drawn = random.Random(f"{os.environ[SEED]} {name}").sample(all_of_it, min(count, len(all_of_it)))
+        for item in all_of_it:
+            if item not in drawn:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,6 +22,7 @@ def test_all_that_is_kept_is_taken_well(name: str) -> None:
             raise
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_of_other_inputs_finds_nothing(name: str) -> None:
     report = by_mutation(name, 1.0)
@@ -29,6 +30,7 @@ def test_a_second_of_other_inputs_finds_nothing(name: str) -> None:
     assert report.runs > 10
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.skipif(not GUIDED, reason="atheris is not installed")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_guided_by_coverage_finds_nothing(name: str) -> None:

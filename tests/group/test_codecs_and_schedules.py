@@ -20,7 +20,7 @@ from tests.group.together import together
 
 WAYS = ["eager", "direct", "halving", "ring"]
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
-WORLDS = [2, 3, pytest.param(4, marks=pytest.mark.slow), 5]
+WORLDS = [2, 3, 4, 5]
 LOW, HIGH = -3.0, 5.0
 
 
@@ -177,6 +177,7 @@ def check(world: int, todo: list[Case], monkeypatch: pytest.MonkeyPatch) -> None
     assert all(share > 0.1 for share in closest.values()), f"these bounds say little: {closest}"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_case_is_within_its_bound_in_the_same_bits_everywhere(
     world: int, monkeypatch: pytest.MonkeyPatch
@@ -184,6 +185,7 @@ def test_every_case_is_within_its_bound_in_the_same_bits_everywhere(
     check(world, cases(world), monkeypatch)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "ways",
     [["direct"], ["ring"], ["halving"], ["direct", "ring"], ["eager", "direct", "ring", "halving"]],

@@ -90,7 +90,8 @@ def cases(world: int) -> Iterator[tuple[str, str, int, str | None, bool]]:
             yield dtype, op, nbytes // dtype_of(dtype).itemsize + more, codec, in_place
 
 
-@pytest.mark.parametrize("world", [2, 3, pytest.param(4, marks=pytest.mark.slow), 5])
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("world", [2, 3, 4, 5])
 def test_all_reduce_equals_numpy_and_has_the_same_bits_everywhere(world: int) -> None:
     todo = list(cases(world))
 

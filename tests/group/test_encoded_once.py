@@ -44,6 +44,7 @@ def expected(world: int, codec: str, down: str | None, op: str) -> np.ndarray:
     return whole
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("codec", ["e3m0", "int4"])
 def test_all_get_the_sum_of_what_all_decode_bit_for_bit(world: int, codec: str) -> None:

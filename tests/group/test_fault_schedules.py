@@ -34,9 +34,9 @@ def run_seeds(module: str, first: int, last: int) -> int:
         return sum(pool.map(_replay_all, *zip(*parts, strict=True)))
 
 
-@pytest.mark.timeout(600)  # some 20 s, where nothing else runs
-def test_policies_survive_five_thousand_schedules() -> None:
-    assert run_seeds("fuzz", 0, 5_000) > 5_000
+@pytest.mark.timeout(600)  # some 15 s, where nothing else runs
+def test_policies_survive_two_thousand_schedules() -> None:
+    assert run_seeds("fuzz", 0, 2_000) > 2_000
 
 
 def test_the_whole_stack_survives_three_hundred_schedules() -> None:
@@ -46,7 +46,7 @@ def test_the_whole_stack_survives_three_hundred_schedules() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_policies_survive_a_hundred_thousand_schedules() -> None:
-    assert run_seeds("fuzz", 5_000, 105_000) > 100_000
+    assert run_seeds("fuzz", 2_000, 102_000) > 100_000
 
 
 @pytest.mark.slow

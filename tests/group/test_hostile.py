@@ -177,6 +177,7 @@ TO_A_PEER = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("target", ["master", "peer"])
 @pytest.mark.parametrize("attack", ANYWHERE)
 def test_nonsense_ends_its_own_connection_only(training: Training, target: str, attack: str) -> None:
@@ -230,6 +231,7 @@ WORDS: dict[str, Callable[[int], messages.Message]] = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("words", WORDS)
 def test_the_words_of_one_who_never_said_hello_do_not_count(training: Training, words: str) -> None:
     with training.connect("master") as stranger:

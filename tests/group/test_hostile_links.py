@@ -91,6 +91,7 @@ def unnoticed(company: Company) -> Iterator[Company]:
 # -- strangers ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("attack", [*ANYWHERE, *TO_A_PEER])
 def test_nonsense_at_a_door_ends_its_own_connection_only(unnoticed: Company, attack: str) -> None:
     with Caller(unnoticed, KNOCK) as stranger:
@@ -98,6 +99,7 @@ def test_nonsense_at_a_door_ends_its_own_connection_only(unnoticed: Company, att
         assert_closed(stranger)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("at", [PORT, KNOCK])
 @pytest.mark.parametrize("key", [b"", b"guessed", bytes(16), bytes(1 << 20)], ids=len)
 def test_a_stranger_with_a_wrong_key_is_hung_up_on_whoever_it_says_it_is(
@@ -109,6 +111,7 @@ def test_a_stranger_with_a_wrong_key_is_hung_up_on_whoever_it_says_it_is(
             assert_closed(stranger)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("at", [PORT, KNOCK])
 @pytest.mark.parametrize("epoch", [-(1 << 63), -1, 0])
 def test_a_link_of_an_epoch_long_past_is_hung_up_on_though_the_key_is_right(
@@ -128,6 +131,7 @@ TOO_EARLY = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("at", "ahead"), [(PORT, 1), (KNOCK, 1 << 62)])
 @pytest.mark.parametrize("words", TOO_EARLY)
 def test_a_link_of_an_epoch_to_come_may_wait_but_not_speak(unnoticed: Company, at: str, ahead: int, words: str) -> None:
@@ -231,6 +235,7 @@ def renewed(company: Company) -> Iterator[Company]:
     company.come_to(lambda: company.epoch > epoch, "no new epoch")
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("words", NOT_ON_A_LINK)
 def test_what_has_no_business_on_a_link_costs_the_link_and_nothing_else(renewed: Company, words: str) -> None:
     with Caller(renewed, KNOCK if len(words) % 2 else PORT) as insider:
@@ -262,6 +267,7 @@ def test_lent_memory_that_is_none_costs_the_link_and_nothing_else(renewed: Compa
         assert_closed(insider)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("where", [8, 2**64 - 1])
 @pytest.mark.parametrize("nbytes", [50_000 // 3 * 8 + 8, LARGEST_FRAME, LARGEST_FRAME + 1])
 def test_memory_gone_when_its_turn_comes_costs_the_link_and_not_the_one_who_brought_the_turn(
@@ -317,6 +323,7 @@ NOBODY_RUNS: dict[str, list[int]] = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("at", "lending"), [(PORT, False), (KNOCK, False), (KNOCK, True)])
 @pytest.mark.parametrize("which", NOBODY_RUNS)
 def test_frames_of_an_operation_nobody_runs_are_kept_or_dropped_and_hold_nobody_up(
@@ -362,6 +369,7 @@ def test_filler_without_end_is_answered_and_not_kept(company: Company) -> None:
         company.go_on()
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("at", "cut"), [(KNOCK, HEADER.size - 1), (PORT, HEADER.size), (PORT, HEADER.size + 5000), (KNOCK, HEADER.size + 5)]
 )
@@ -381,6 +389,7 @@ def test_a_link_that_ends_within_a_frame_costs_the_link_and_nothing_else(
         insider.sendall(frame[: min(cut, len(frame) - 1)])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_frame_that_comes_twice_is_taken_once(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire_module, "STALL_S", 0.5)  # behind it the next may wait for its turn for ever
@@ -422,6 +431,7 @@ ANSWERS: dict[str, bytes] = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("way", "answer"),
     [("shared memory", answer) for answer in ANSWERS] + [(way, "a slot never lent") for way in WAYS if way[0] != "s"],

@@ -321,6 +321,7 @@ COSTS_NOBODY: dict[str, Callable[[int], bytes]] = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("what", COSTS_ITSELF)
 def test_a_member_that_breaks_the_rules_is_lost_alone(trio: Trio, what: str) -> None:
     odd = trio.odd_one()
@@ -359,9 +360,8 @@ FRAMED_WRONGLY = [what for what in ON_NO_CONNECTION if what != "garbage"]
 """The same code refuses it on every connection."""
 
 
-@pytest.mark.parametrize(
-    "what", [*FROM_THE_MASTER, "garbage", *(pytest.param(what, marks=pytest.mark.slow) for what in FRAMED_WRONGLY)]
-)
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("what", [*FROM_THE_MASTER, "garbage", *FRAMED_WRONGLY])
 def test_a_peer_to_whom_the_master_speaks_nonsense_leaves_and_says_so(trio: Trio, what: str) -> None:
     odd = trio.odd_one()
     words = ON_NO_CONNECTION[what] if what in ON_NO_CONNECTION else FROM_THE_MASTER[what](trio.epoch)
@@ -457,6 +457,7 @@ EMPTY: dict[str, bytes] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", EMPTY)
 def test_an_empty_frame_of_what_nobody_runs_costs_nothing(company: Company, what: str) -> None:
     epoch = company.epoch

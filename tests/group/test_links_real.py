@@ -155,10 +155,9 @@ def shared_files() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if "atoll" in name}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", SHARED)
-@pytest.mark.parametrize(
-    "algorithm", ["direct", *(pytest.param(name, marks=pytest.mark.slow) for name in ("halving", "ring"))]
-)
+@pytest.mark.parametrize("algorithm", ["direct", "halving", "ring"])
 def test_one_killed_in_a_reduce_is_survived_again_and_again_and_leaves_nothing(
     start: Start, way: str, algorithm: str
 ) -> None:

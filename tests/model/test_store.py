@@ -110,6 +110,7 @@ def test_one_that_is_there_is_left_and_a_damaged_one_replaced(published):
     assert whole(published / "models")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "answer",
     [

@@ -375,6 +375,7 @@ WORKS: dict[str, Callable[[random.Random], float]] = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", WORKS)
 def test_processor_sharing_does_not_feel_the_distribution(name: str) -> None:
     """M/G/1-PS: the mean sojourn is E[S] / (1 - rho), whatever S (Kleinrock, 1976, section 4.4)."""

@@ -20,6 +20,7 @@ def finishes(s: TrainSettings) -> list[int]:
     return [t for t in range(1, s.steps + 1) if any("Finish" in repr(a) for a in s.schedule.at(t - 1))]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("on_abort", ["again", "reset"])
 @pytest.mark.parametrize("codec", ["none", "e3m0"])
 @pytest.mark.parametrize("seed", range(4))
@@ -108,6 +109,7 @@ def test_a_joiner_begins_at_what_all_share_and_the_others_stay_where_they_are():
 # -- no numbers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("codec", ["none", "e3m0"])
 @pytest.mark.parametrize(
     "how",

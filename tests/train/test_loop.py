@@ -31,7 +31,11 @@ EVERY = {
     "eager": {"strategy": "eager", "consensus": 2},
     "naive": {"strategy": "eager", "naive": True, "consensus": 0},
 }
-every_strategy = pytest.mark.parametrize("how", EVERY.values(), ids=EVERY)
+
+
+def every_strategy(test):
+    """Make it a case of each strategy."""
+    return pytest.mark.sampled(3)(pytest.mark.parametrize("how", EVERY.values(), ids=EVERY)(test))
 
 
 def check_finished(peers: list[Peer]) -> None:
@@ -58,7 +62,7 @@ def test_all_peers_hold_the_same_state_after_each_exchange(how):
     assert all(peer.hashes() == hashes for peer in run.peers)
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
+@pytest.mark.parametrize("seed", range(4))
 @every_strategy
 def test_a_run_outlives_a_crash_and_grows_by_a_newcomer(how, seed):
     dice = np.random.default_rng(seed)
@@ -150,6 +154,7 @@ def test_a_short_nap_costs_nobody_anything(how):
     assert run.peers[0].hashes() == group_of(3, settings).run().peers[0].hashes()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("how", [EVERY[name] for name in ("ddp, late", "streaming", "eager", "naive")], ids=str)
 def test_newcomers_after_a_checkpoint_wait_for_what_the_others_wait_for(how):
     """All drain before a checkpoint, whenever they came; else some would wait in a topology, others in an exchange."""

@@ -20,8 +20,6 @@ from atoll.train.one_byte.strategy import OneByte, _note
 from atoll.train.settings import TrainSettings
 from tests.train.tiny import STEP_S, Peer, Run, check_agreement, group_of, tiny
 
-SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))]
-
 
 def settings(steps: int = 12, **changes: Any) -> TrainSettings:
     return tiny(strategy="one-byte", steps=steps, one_byte=OneByteSettings(**{"lr": 1e-3, "hash_every": 4, **changes}))
@@ -188,8 +186,9 @@ def test_peers_look_at_different_texts() -> None:
     assert losses[0] != losses[1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("catch_up", ["replay", "fetch"])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(12))
 def test_a_run_outlives_a_crash_and_grows_by_newcomers(seed: int, catch_up: str) -> None:
     dice = np.random.default_rng(seed)
     run = group_of(4, settings(steps=40), seed=seed, jitter=2.0, tie_break=seed)
@@ -443,25 +442,23 @@ def churned(seed: int, folder: Any) -> Run:
     return run.run()
 
 
-@pytest.mark.parametrize(
-    "seeds", [range(2), pytest.param(range(2, 102), marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
-)
-def test_a_run_survives_what_its_seed_brings(seeds: range, tmp_path: Any) -> None:
-    for seed in seeds:
-        run = churned(seed, tmp_path / str(seed))
-        check_agreement(run.peers)
-        ends: dict[int, set[tuple[str, int]]] = {}
-        for peer in run.peers:
-            if peer.process.dead or (isinstance(peer.error, Expelled) and not peer.events("joined")):
-                continue
-            assert peer.error is None, f"seed {seed}: {peer.error!r}"
-            assert peer.done, f"seed {seed}: {peer.log[-1]}"
-            rounds = strategy_of(peer).rounds
-            assert len(rounds) == run.settings.steps
-            end = peer.last("done")["hash"], hash(tuple(rounds))
-            ends.setdefault(peer.last("synced")["epoch"], set()).add(end)
-            if peer.events("saved") and peer.last("saved")["step"] == run.settings.steps:
-                name = Path(peer.last("saved")["path"]).parent.name
-                assert read(tmp_path / str(seed) / name / "checkpoint")[1] == rounds
-        assert all(len(end) == 1 for end in ends.values()), f"seed {seed}: final states differ: {ends}"
-        assert ends
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("seed", range(102))
+def test_a_run_survives_what_its_seed_brings(seed: int, tmp_path: Any) -> None:
+    run = churned(seed, tmp_path / str(seed))
+    check_agreement(run.peers)
+    ends: dict[int, set[tuple[str, int]]] = {}
+    for peer in run.peers:
+        if peer.process.dead or (isinstance(peer.error, Expelled) and not peer.events("joined")):
+            continue
+        assert peer.error is None, f"seed {seed}: {peer.error!r}"
+        assert peer.done, f"seed {seed}: {peer.log[-1]}"
+        rounds = strategy_of(peer).rounds
+        assert len(rounds) == run.settings.steps
+        end = peer.last("done")["hash"], hash(tuple(rounds))
+        ends.setdefault(peer.last("synced")["epoch"], set()).add(end)
+        if peer.events("saved") and peer.last("saved")["step"] == run.settings.steps:
+            name = Path(peer.last("saved")["path"]).parent.name
+            assert read(tmp_path / str(seed) / name / "checkpoint")[1] == rounds
+    assert all(len(end) == 1 for end in ends.values()), f"seed {seed}: final states differ: {ends}"
+    assert ends

@@ -127,6 +127,7 @@ def test_alone_with_outer_steps_of_one_diloco_is_adamw_itself():
 # -- a round late ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("naive", [False, True])
 @pytest.mark.parametrize(("world", "consensus", "steps"), [(2, 0, 22), (2, 2, 22), (1, 0, 12)])
 def test_eager_diloco_is_its_algorithm_bit_for_bit(world, consensus, steps, naive):
@@ -159,6 +160,7 @@ def test_eager_peers_run_ahead_of_what_they_share_each_by_itself():
 # -- fragment by fragment ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("pattern", ["strided", "sequential"])
 @pytest.mark.parametrize(("fragments", "delay", "mix"), [(4, 0, 0.5), (4, 1, 0.0), (4, 1, 0.5), (2, 3, 1.0)])
 def test_streaming_is_its_algorithm_bit_for_bit(fragments, delay, mix, pattern):
@@ -221,6 +223,7 @@ def test_four_fragments_without_mixing_are_the_reference_bit_for_bit():
 # -- codecs, learning, hiding ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("codec", ["bf16", "uint8"])
 @pytest.mark.parametrize(
     "how",
@@ -231,6 +234,7 @@ def test_codecs_keep_all_peers_equal_and_near_to_the_exact_run(codec, how):
     near(how, {"codec": codec})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "how",
     [{"codec": "e3m0"}, {"codec": "int4"}, {"codec": "e3m0", "down": "bf16"}, {"codec": "int4", "rounding": "random"}],
@@ -248,6 +252,7 @@ def near(how, coded):
     assert torch.linalg.vector_norm(rounded - exact) < 0.5 * moved
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("strategy", ["ddp", "local-sgd", "slowmo", "diloco", "streaming", "eager"])
 def test_training_lowers_the_loss(strategy):
     s = replace(settings(strategy=strategy, fragments=2, every=10, lr=1e-2), steps=100)

@@ -22,6 +22,7 @@ def packets(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield lab
 
 
+@pytest.mark.sampled(1)
 def test_a_round_trip_takes_both_delays_and_other_pairs_are_not_late(lab: Lab) -> None:
     lab.set(0, 1, Shape(delay_s=0.02))
     late = round_trips(lab, 0, 1, 5000)
@@ -38,6 +39,7 @@ def test_jitter_makes_trips_longer_and_unlike(lab: Lab) -> None:
     assert trips[len(trips) // 2] < 0.05 * 1.2 + 0.002
 
 
+@pytest.mark.sampled(1)
 def test_one_stream_fills_the_link_and_no_more(lab: Lab) -> None:
     lab.set(0, 3, Shape(rate_bits_per_s=30e6, delay_s=0.005))
     assert goodput(lab, 0, 3, 5002, warm_s=0.5, measure_s=1.0) == pytest.approx(30e6, rel=0.25)
@@ -56,6 +58,7 @@ def test_a_shape_can_change_under_a_connection(lab: Lab) -> None:
         assert chat.hear() == "two\n"
 
 
+@pytest.mark.sampled(1)
 def test_a_cut_is_silent_and_healed_without_loss(lab: Lab) -> None:
     lab.set(1, 3, Shape(delay_s=0.001))
     with listening(lab, 3, "echo", 5004), Program(lab, 1, "chat", lab.expose(3, 5004)) as chat:
@@ -70,6 +73,7 @@ def test_a_cut_is_silent_and_healed_without_loss(lab: Lab) -> None:
         assert chat.hear() == "two\n"
 
 
+@pytest.mark.sampled(1)
 def test_not_even_the_end_of_a_process_gets_out_of_a_cut(lab: Lab) -> None:
     lab.set(1, 3, Shape(delay_s=0.001))
     with listening(lab, 3, "echo", 5005) as echo, Program(lab, 1, "chat", lab.expose(3, 5005)) as chat:

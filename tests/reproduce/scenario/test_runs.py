@@ -45,6 +45,7 @@ def test_the_same_seed_is_the_same_run_in_every_process_and_for_every_string_has
     assert run_scenario(shipped("diloco-wan"), 2).hash != hashes["diloco-wan"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", QUICK)
 def test_a_shipped_scenario_keeps_every_law_and_hangs_on_no_luck(name: str) -> None:
     straight = run_scenario(shipped(name))
@@ -85,6 +86,7 @@ def test_a_crash_costs_what_the_host_had_not_shared_and_its_absence(tmp_path: Pa
     assert max(members.ys) == 3.0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "fault",
     [
