@@ -21,7 +21,7 @@ THREE_LAYERS = ModelSettings(width=16, layers=3, heads=2, context=16)
 
 def strategy(dice: random.Random) -> dict[str, Any]:
     """Any of them, with settings that make sense."""
-    name = dice.choice(["ddp", "local-sgd", "slowmo", "diloco", "streaming", "streaming", "eager"])
+    name = dice.choice(["ddp", "local-sgd", "slowmo", "diloco", "streaming", "streaming", "eager", "co2"])
     about: dict[str, Any] = {"strategy": name, "every": dice.choice([2, 3, 5])}
     match name:
         case "ddp":
@@ -30,6 +30,9 @@ def strategy(dice: random.Random) -> dict[str, Any]:
             about["delay"] = dice.randrange(about["every"])
         case "eager":
             about |= {"naive": dice.random() < 0.3, "consensus": dice.choice([0, 1, 2, 3])}
+        case "co2":
+            about |= {"first": dice.choice(["waits", "holds"]), "outer_momentum": dice.choice([0.0, 0.5])}
+            about |= {"penalty": dice.choice([None, None, 1.0, 3.0]), "outer_clip": dice.choice([0.3, 1.0])}
         case "streaming":
             fragments, apart = dice.choice([2, 3]), dice.choice([1, 2, 3])
             about |= {"every": fragments * apart, "fragments": fragments, "delay": dice.randrange(apart)}

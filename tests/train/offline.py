@@ -211,3 +211,46 @@ def late(
                 worker.values()[name][...] = x
         history[t] = run.flat(shared.x)
     return history
+
+
+def co2(
+    run: Offline, *, every: int, rate: float = 1.0, momentum: float = 0.0, clip: float = np.inf,
+    penalty: float | None = None, first_waits: bool = True,
+) -> dict[int, torch.Tensor]:  # fmt: skip
+    """Sun et al. 2024: outer steps are one round late, divided by how stale they are, and clipped."""
+    s = run.s
+    workers = [Worker(run) for _ in range(run.world)]
+    x = run.flat(workers[0].values()).numpy()
+    m = np.zeros_like(x)
+    pending: tuple[np.ndarray, np.ndarray] | None = None
+    history = {}
+
+    def take() -> None:
+        nonlocal x, m
+        assert pending is not None
+        x_prev, delta = pending
+        stale = 1 + np.linalg.norm(x - x_prev) / np.linalg.norm(delta) if penalty is None else penalty
+        m = np.clip(np.float32(momentum) * m + delta / np.float32(min(stale, 10.0)), -clip, clip)
+        x = x - np.float32(rate) * m
+
+    for t in range(1, s.steps + 1):
+        for w, worker in enumerate(workers):
+            worker.learn(run.gradients(worker.model, t - 1, w), t - 1)
+        if t % every and t != s.steps:
+            continue
+        fresh = x, sum(x - run.flat(worker.values()).numpy() for worker in workers) / np.float32(run.world)
+        if pending is not None:
+            take()
+        elif first_waits and t != s.steps:
+            x = x - fresh[1]
+        pending = fresh
+        if t == s.steps:
+            take()
+        at = 0
+        for name in run.order:
+            size = workers[0].values()[name].size
+            for worker in workers:
+                worker.values()[name][...] = x[at : at + size].reshape(worker.values()[name].shape)
+            at += size
+        history[t] = torch.from_numpy(x.copy())
+    return history

@@ -120,6 +120,7 @@ def test_a_joiner_begins_at_what_all_share_and_the_others_stay_where_they_are():
         {"strategy": "streaming", "every": 4, "fragments": 2, "delay": 1, "model": MODEL},
         {"strategy": "eager", "every": 4},
         {"strategy": "eager", "every": 4, "naive": True},
+        {"strategy": "co2", "every": 4},
     ],
     ids=str,
 )
@@ -191,6 +192,10 @@ def test_the_mean_is_that_of_the_rest():
         ({"strategy": "ddp", "delay": 2}, "--delay must be 0 or 1 for ddp"),
         ({"strategy": "slowmo", "delay": 1}, "--delay must be 0 for slowmo"),
         ({"strategy": "eager", "delay": 1}, "--delay must be 0 for eager"),
+        ({"strategy": "co2", "delay": 1}, "--delay must be 0 for co2"),
+        ({"penalty": 0.5}, "--penalty must be at least 1, not 0.5"),
+        ({"penalty": float("nan")}, "--penalty must be at least 1, not nan"),
+        ({"outer_clip": 0.0}, "--outer-clip must be above 0, not 0"),
         ({"strategy": "eager", "consensus": -1}, "--consensus must be at least 0"),
         ({"mix": 1.5}, "--mix must be from 0 to 1, not 1.5"),
         ({"mix": -0.1}, "--mix must be from 0 to 1"),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from atoll.train.momentum import Momentum, Whole
+from atoll.train.momentum import LARGEST_PENALTY, Momentum, Whole, norm
 from atoll.train.optimisers import adamw, constant
 
 N = 37
@@ -77,3 +77,39 @@ def test_an_inner_optimiser_can_be_the_outer_one_of_a_single_fragment():
     plain.step(numbers(1), 0)
     assert torch.equal(whole.parameters, plain.parameters)
     assert whole.memory("m.").keys() == plain.memory("m.").keys()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_a_step_that_is_stale_counts_less(momentum):
+    fresh, stale = (Momentum(numbers(0), 0.7, momentum, "heavy-ball", penalty=None) for _ in range(2))
+    length = float(np.linalg.norm(numbers(1).numpy()))
+    fresh.step(ALL, numbers(1), 0)
+    stale.step(ALL, numbers(1), 0, moved=3 * length)
+    torch.testing.assert_close(stale.parameters - numbers(0), (fresh.parameters - numbers(0)) / 4)
+    stale.step(ALL, numbers(2), 0, moved=1e9)
+    after = momentum * numbers(1) / 4 + numbers(2) / LARGEST_PENALTY
+    torch.testing.assert_close(stale.parameters, numbers(0) - 0.7 * numbers(1) / 4 - 0.7 * after)
+    stale.step(ALL, torch.zeros(N), 0, moved=1.0)  # nobody has learnt anything: no division by zero
+    assert torch.isfinite(stale.parameters).all()
+
+
+def test_a_clipped_momentum_is_remembered_as_clipped():
+    outer = Momentum(numbers(0), 1.0, 0.5, "heavy-ball", clip=0.3)
+    outer.step(ALL, numbers(1), 0)
+    v = outer.memory("")["momentum"]
+    assert torch.equal(v, numbers(1).clamp(-0.3, 0.3))
+    assert torch.equal(outer.parameters, numbers(0) - v)
+    outer.step(ALL, numbers(2), 1)
+    assert torch.equal(v, (0.5 * numbers(1).clamp(-0.3, 0.3) + numbers(2)).clamp(-0.3, 0.3))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 1023, 1024, 1025, 100_003])
+def test_a_norm_is_numpys_and_hangs_on_no_number_of_threads(n):
+    vector = torch.from_numpy(np.random.default_rng(n).normal(size=n).astype(np.float32))
+    found, threads = norm(vector), torch.get_num_threads()
+    assert found == pytest.approx(float(np.linalg.norm(vector.numpy().astype(np.float64))), rel=1e-12)
+    torch.set_num_threads(threads + 2)
+    try:
+        assert norm(vector) == found
+    finally:
+        torch.set_num_threads(threads)

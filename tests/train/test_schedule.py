@@ -3,7 +3,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from atoll.errors import InvalidConfig
-from atoll.train.schedule import AT_ONCE, Finish, FragmentSchedule, Start
+from atoll.train.schedule import AT_ONCE, Await, Finish, FragmentSchedule, Start
 
 
 def actions(schedule: FragmentSchedule, steps: int) -> dict[int, list[str]]:
@@ -84,6 +84,16 @@ def test_each_finish_has_its_start_and_all_ends_with_everything_exchanged(s):
     assert max(done) - min(done) <= 1
 
 
+def test_the_first_round_may_be_waited_for_and_stays_under_way():
+    schedule = FragmentSchedule(3, late=True, steps=8, first_waits=True)
+    acts = {step + 1: schedule.at(step) for step in range(8)}
+    assert acts.pop(3) == [Start(0), Await(0)]
+    assert acts.pop(6) == [Finish(0), Start(0)]
+    assert acts.pop(8) == [Finish(0), Start(0), Finish(0)]
+    assert not any(acts.values())
+    assert FragmentSchedule(8, late=True, steps=8, first_waits=True).at(7) == [Finish(0), Start(0), Finish(0)]
+
+
 @given(every=st.integers(1, 9), steps=st.integers(1, 40), consensus=st.integers(0, 4))
 def test_late_at_most_one_is_under_way_and_none_at_the_end(every, steps, consensus):
     schedule = FragmentSchedule(every, late=True, steps=steps, consensus=consensus)
@@ -107,6 +117,7 @@ def test_late_at_most_one_is_under_way_and_none_at_the_end(every, steps, consens
         ({"every": 20, "delay": -1}, "delay must be from 0 to 19"),
         ({"every": 4, "late": True, "fragments": 2}, "late is for one fragment"),
         ({"every": 4, "late": True, "delay": 1}, "late is for one fragment"),
+        ({"every": 4, "first_waits": True}, "first_waits is for what is late"),
         ({"every": 4, "late": True, "consensus": -1}, "consensus must be at least 0"),
     ],
 )

@@ -9,8 +9,9 @@ import torch
 
 from atoll.train import strategies
 from atoll.train.optimisers import constant, descent
+from atoll.train.schedule import FragmentSchedule
 from atoll.train.settings import ModelSettings, TrainSettings
-from tests.train.offline import Offline, data_parallel, late, model_of, streaming
+from tests.train.offline import Offline, co2, data_parallel, late, model_of, streaming
 from tests.train.tiny import Run, check_agreement, corpus, group_of, tiny
 
 TEXT = corpus()
@@ -137,6 +138,40 @@ def test_eager_diloco_is_its_algorithm_bit_for_bit(world, consensus, steps, naiv
     check_same(found, late(run, every=4, eager=not naive, consensus=consensus, **DILOCO))
 
 
+CO2 = {
+    "as published": {},
+    "a round of nothing first": {"first": "holds"},
+    "no penalty": {"penalty": 1.0, "outer_momentum": 0.2},
+    "clipped": {"outer_clip": 0.05, "outer_momentum": 0.5},
+    "a constant": {"penalty": 2.0, "outer_rate": 0.7, "outer_clip": float("inf")},
+}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("steps", [22, 4])
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("how", CO2.values(), ids=CO2)
+def test_co2_is_its_algorithm(how, world, steps):
+    s = tiny(strategy="co2", steps=steps, **how)
+    _, found = finished(world, strategy="co2", steps=steps, **how)
+    reference = co2(
+        offline(world, s), every=4, rate=s.outer.rate, momentum=s.outer.momentum, penalty=s.penalty,
+        clip=s.outer_clip * s.lr * 4, first_waits=s.first == "waits",
+    )  # fmt: skip
+    assert found.keys() == reference.keys()
+    for t, x in reference.items():
+        torch.testing.assert_close(found[t], x, **CLOSE)
+
+
+def test_co2_that_waits_is_never_stale_and_is_slowmo(monkeypatch):
+    monkeypatch.setattr(
+        TrainSettings, "schedule", property(lambda s: FragmentSchedule(s.every, steps=s.steps, late=True, consensus=1))
+    )
+    run = group_of(2, tiny(strategy="co2", outer_momentum=0.5, outer_clip=float("inf")), text=TEXT).run()
+    check_agreement(run.peers)
+    assert torch.equal(run.peers[0].parameters, trained(2, strategy="slowmo"))
+
+
 def test_with_consensus_after_each_round_eager_is_diloco():
     assert torch.equal(trained(2, strategy="eager", consensus=1), trained(2))
 
@@ -253,7 +288,7 @@ def near(how, coded):
 
 
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("strategy", ["ddp", "local-sgd", "slowmo", "diloco", "streaming", "eager"])
+@pytest.mark.parametrize("strategy", ["ddp", "local-sgd", "slowmo", "diloco", "streaming", "eager", "co2"])
 def test_training_lowers_the_loss(strategy):
     s = replace(settings(strategy=strategy, fragments=2, every=10, lr=1e-2), steps=100)
     peers = group_of(2, s, text=TEXT).run().peers

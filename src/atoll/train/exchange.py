@@ -54,11 +54,13 @@ class Exchange:
         self.codec, self.down, self.tag = codec, down, tag
         self._group: Group | None = None
         self._flights: dict[int, _Flight] = {}
+        self._known: dict[int, Exchanged] = {}
+        """What came of those that have been waited for and not finished."""
 
     @property
     def under_way(self) -> list[int]:
         """Fragments that have been started and not finished, in that order."""
-        return list(self._flights)
+        return [*self._known, *self._flights]
 
     @property
     def world(self) -> int:
@@ -74,7 +76,7 @@ class Exchange:
 
     def enter(self, group: Group) -> None:
         """Exchange with this group from now on; what was under way in another one is dropped."""
-        self._group, self._flights = group, {}
+        self._group, self._flights, self._known = group, {}, {}
 
     def start(self, fragment: int, vector: torch.Tensor, seed: int | None = None) -> bool:
         """Begin; returns at once. `seed`: round at random. False: the vector is refused."""
@@ -91,6 +93,8 @@ class Exchange:
         `again`: what to exchange with those who are left, given what was to be exchanged; None: give up. Diverged:
         nobody's vector could be taken.
         """
+        if fragment in self._known:
+            return self._known.pop(fragment)
         flight, losses, began = self._flights.pop(fragment), [], here().now()
         while True:
             try:
@@ -109,6 +113,12 @@ class Exchange:
         if refused:
             mean *= result.world / (result.world - len(refused))
         return Exchanged(mean, result.world, result.bytes_sent, waited_s, tuple(losses), refused, flight.fit)
+
+    def wait(self, fragment: int, again: Callable[[torch.Tensor], torch.Tensor | None]) -> Exchanged:
+        """As `finish`, which will give the same mean later: it is only lent."""
+        done = self.finish(fragment, again)
+        self._known[fragment] = Exchanged(done.mean, done.world, 0, 0.0)
+        return done
 
     def _launch(self, fragment: int, vector: torch.Tensor, seed: int | None) -> _Flight:
         assert self._group is not None, "enter a group first"

@@ -10,7 +10,7 @@ import torch
 
 from atoll.train.exchange import Exchanged
 from atoll.train.flat import FlatModel
-from atoll.train.momentum import Momentum, Outer
+from atoll.train.momentum import Momentum, Outer, norm
 from atoll.train.optimisers import Optimiser
 
 OnAbort = Literal["again", "reset"]
@@ -28,6 +28,9 @@ class Learner(Protocol):
     def again(self, part: slice, vector: torch.Tensor) -> torch.Tensor | None:
         """The same after a loss, when `vector` has come to nothing; None: nothing more of this fragment."""
 
+    def moved(self, part: slice) -> float:
+        """How far (Euclidean) this part of Θ has gone since what is under way was measured."""
+
     def took(self, part: slice, done: Exchanged) -> None:
         """The outer optimiser has moved this part of Θ."""
 
@@ -41,7 +44,7 @@ class Learner(Protocol):
         """What a checkpoint needs besides what all share: views, so that writing to them restores it."""
 
     def forget(self) -> None:
-        """What was learnt by oneself is not to be trusted."""
+        """What was learnt by oneself was refused, so it is no good to oneself either: go back to what all share."""
 
 
 class Gradients:
@@ -59,6 +62,10 @@ class Gradients:
     def again(self, part: slice, vector: torch.Tensor) -> torch.Tensor | None:
         return vector
 
+    def moved(self, part: slice) -> float:
+        """Nobody asks."""
+        return 0.0
+
     def took(self, part: slice, done: Exchanged) -> None:
         """See `settle`."""
 
@@ -72,7 +79,7 @@ class Gradients:
         return {}
 
     def forget(self) -> None:
-        """There is nothing."""
+        self.restart()
 
 
 class Runner:
@@ -97,6 +104,10 @@ class Runner:
         """Measured anew from the same Θ; or θ goes back there."""
         return None if self.on_abort == "reset" else self.contribution(part)
 
+    def moved(self, part: slice) -> float:
+        """Θ of a fragment waits for what is under way."""
+        return 0.0
+
     def took(self, part: slice, done: Exchanged) -> None:
         mine, shared = self.model.parameters[part], self.outer.parameters[part]
         if self.mix and done.mean is not None:
@@ -118,21 +129,30 @@ class Runner:
     def forget(self) -> None:
         for tensor in self.optimiser.memory("").values():
             tensor.zero_()
+        self.restart()
 
 
 class Late(Runner):
-    """Whole rounds, each from what is known when it begins: the result of the round before is still on its way."""
+    """Whole rounds of the whole model, each from what is known when it begins: the result of the round before is still
+    on its way."""
 
     def __init__(self, model: FlatModel, outer: Outer, optimiser: Optimiser) -> None:
         super().__init__(model, outer, optimiser)
         self.began = torch.empty_like(model.parameters)
+        """Where this round did."""
+        self.measured_from = torch.empty_like(model.parameters)
+        """Where the one that is under way did."""
 
     def contribution(self, part: slice) -> torch.Tensor:
+        self.measured_from.copy_(self.began)
         return self.began[part] - self.model.parameters[part]
 
     def again(self, part: slice, vector: torch.Tensor) -> torch.Tensor | None:
         """The round is over; θ is in the next one."""
         return vector
+
+    def moved(self, part: slice) -> float:
+        return norm(self.outer.parameters - self.measured_from)
 
     def took(self, part: slice, done: Exchanged) -> None:
         """See `settle`."""
@@ -143,6 +163,13 @@ class Late(Runner):
     def restart(self) -> None:
         super().restart()
         self.began.copy_(self.model.parameters)
+
+    def forget(self) -> None:
+        """To where this round began: all measure from there."""
+        began = self.began.clone()
+        super().forget()
+        for place in (self.began, self.model.parameters):
+            place.copy_(began)
 
 
 class Eager(Late):
@@ -185,3 +212,7 @@ class Eager(Late):
         super().restart()
         self.ahead.follow(self.shared)
         self.fresh = self.stale = self.last = None
+
+    def forget(self) -> None:
+        """All of the way: where a round began is each peer's own."""
+        Runner.forget(self)

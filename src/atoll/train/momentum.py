@@ -1,15 +1,17 @@
 """Program: outer optimisers: what a mean of contributions does to the parameters all peers share.
 
-Written in sums and products of float32, each rounded by itself: the same bits on every machine.
+Written in sums, products and quotients of float32, each rounded by itself, and norms summed in one order: the same bits
+on every machine.
 """
 
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 
 from atoll.train.optimisers import Optimiser
 
 Kind = Literal["nesterov", "heavy-ball"]
+LARGEST_PENALTY: Final = 10.0
 
 
 class Outer(Protocol):
@@ -17,8 +19,11 @@ class Outer(Protocol):
 
     parameters: torch.Tensor
 
-    def step(self, part: slice, gradient: torch.Tensor, step: int) -> None:
-        """Apply the mean contribution of one fragment, `part` of the parameters. It may be overwritten."""
+    def step(self, part: slice, gradient: torch.Tensor, step: int, moved: float = 0.0) -> None:
+        """Apply the mean contribution of one fragment, `part` of the parameters. It may be overwritten.
+
+        `moved`: how far (Euclidean) these parameters have gone from where it was measured.
+        """
 
     def memory(self, prefix: str) -> dict[str, torch.Tensor]:
         """What it remembers, shared too: views, so that writing to them restores it."""
@@ -26,19 +31,30 @@ class Outer(Protocol):
 
 class Momentum:
     """v <- mu v + gradient; the parameters then go back by `rate` times v (heavy ball: SlowMo, CO2) or times gradient +
-    mu v (Nesterov: DiLoCo). `momentum` mu = 0: plain descent, which remembers nothing."""
+    mu v (Nesterov: DiLoCo). `momentum` mu = 0: plain descent, which remembers nothing.
 
-    def __init__(self, parameters: torch.Tensor, rate: float, momentum: float = 0.0, kind: Kind = "nesterov") -> None:
+    `penalty`: what gradients are divided by; None: by how stale they are (Sun et al. 2024, CO2, arXiv 2401.16265).
+    `clip`: the largest entry of v, or of what takes its place, either way; what was clipped is what is remembered.
+    """
+
+    def __init__(
+        self, parameters: torch.Tensor, rate: float, momentum: float = 0.0, kind: Kind = "nesterov",
+        penalty: float | None = 1.0, clip: float = float("inf"),
+    ) -> None:  # fmt: skip
         self.parameters, self.rate, self.momentum, self.kind = parameters, rate, momentum, kind
+        self.penalty, self.clip = penalty, clip
         self.velocity = torch.zeros_like(parameters) if momentum else None
 
-    def step(self, part: slice, gradient: torch.Tensor, step: int) -> None:
+    def step(self, part: slice, gradient: torch.Tensor, step: int, moved: float = 0.0) -> None:
         """The same at every step."""
-        direction = gradient
+        gradient /= staleness(moved, norm(gradient)) if self.penalty is None else self.penalty
+        v = gradient
         if self.velocity is not None:
             v = self.velocity[part]
             v.mul_(self.momentum).add_(gradient)
-            direction = gradient + v * self.momentum if self.kind == "nesterov" else v
+        v.clamp_(-self.clip, self.clip)
+        nesterov = self.velocity is not None and self.kind == "nesterov"
+        direction = gradient + v * self.momentum if nesterov else v
         self.parameters[part].sub_(direction * self.rate)
 
     def memory(self, prefix: str) -> dict[str, torch.Tensor]:
@@ -47,7 +63,7 @@ class Momentum:
 
     def twin(self) -> "Momentum":
         """Another one that has come as far."""
-        made = Momentum(self.parameters.clone(), self.rate, self.momentum, self.kind)
+        made = Momentum(self.parameters.clone(), self.rate, self.momentum, self.kind, self.penalty, self.clip)
         made.follow(self)
         return made
 
@@ -64,10 +80,30 @@ class Whole:
     def __init__(self, optimiser: Optimiser) -> None:
         self.optimiser, self.parameters = optimiser, optimiser.parameters
 
-    def step(self, part: slice, gradient: torch.Tensor, step: int) -> None:
+    def step(self, part: slice, gradient: torch.Tensor, step: int, moved: float = 0.0) -> None:
         """With the learning rate of that step."""
         self.optimiser.step(gradient, step)
 
     def memory(self, prefix: str) -> dict[str, torch.Tensor]:
         """Of the optimiser."""
         return self.optimiser.memory(prefix)
+
+
+def staleness(moved: float, length: float) -> float:
+    """What to divide a late step by that was good where it was measured: 1 + how far all has moved since / its length,
+    at most `LARGEST_PENALTY`. No step at all: 1."""
+    if not length:
+        return 1.0
+    return min(1.0 + moved / length, LARGEST_PENALTY)
+
+
+def norm(vector: torch.Tensor) -> float:
+    """Euclidean. Squares are summed in float64 by halves: one order of additions on every machine."""
+    squares = vector.to(torch.float64).square_()
+    while len(squares) > 1:
+        half = len(squares) // 2
+        rest = squares[2 * half :]
+        squares = squares[:half] + squares[half : 2 * half]
+        if len(rest):
+            squares[0] += rest[0]
+    return float(squares.sum().sqrt())

@@ -5,8 +5,9 @@
     Finish(fragment)  the mean comes back; the outer optimiser applies it to the parameters all peers share
 
 After Douillard et al. 2025 (Streaming DiLoCo, arXiv 2501.18512), whose cases are DiLoCo (2311.08105), SlowMo
-(1910.00643) and Local SGD; Kale et al. 2025 (eager, 2502.12996). What peers must agree on follows from the same bytes
-by the same arithmetic, so shared states stay equal bit for bit; each model may run on by itself.
+(1910.00643) and Local SGD; Kale et al. 2025 (eager, 2502.12996); Sun et al. 2024 (CO2, 2401.16265). What peers must
+agree on follows from the same bytes by the same arithmetic, so shared states stay equal bit for bit; each model may run
+on by itself.
 """
 
 from math import isfinite
@@ -23,7 +24,7 @@ from atoll.train.exchange import Exchange, Exchanged
 from atoll.train.flat import FlatModel
 from atoll.train.learners import Learner
 from atoll.train.momentum import Outer
-from atoll.train.schedule import Finish, FragmentSchedule, Start
+from atoll.train.schedule import Await, FragmentSchedule, Start
 
 
 class OuterLoop:
@@ -58,6 +59,8 @@ class OuterLoop:
         for action in actions:
             if isinstance(action, Start):
                 self._start(action.fragment)
+            elif isinstance(action, Await):
+                done += self._await(action.fragment)
             else:
                 done += self._finish(action.fragment)
         if actions:
@@ -70,7 +73,7 @@ class OuterLoop:
             sum(d.waited_s for d in done),
             tuple(lost for d in done for lost in d.losses),
             tuple(sorted({rank for d in done for rank in d.refused})),
-            boundary=any(isinstance(action, Finish) for action in actions),
+            boundary=any(not isinstance(action, Start) for action in actions),
         )
 
     def drain(self) -> tuple[str, ...]:
@@ -107,7 +110,7 @@ class OuterLoop:
     def _start(self, fragment: int) -> None:
         vector = self.learner.contribution(self.model.fragments[fragment])
         if not self.exchange.start(fragment, vector, self._seed(fragment)):
-            self._recover()
+            self.learner.forget()
 
     def _finish(self, fragment: int) -> list[Exchanged]:
         """Empty: it was finished before its time."""
@@ -116,19 +119,23 @@ class OuterLoop:
         part = self.model.fragments[fragment]
         done = self.exchange.finish(fragment, lambda vector: self.learner.again(part, vector))
         if done.mean is not None:
-            self.outer.step(part, done.mean, int(self.steps))
+            self.outer.step(part, done.mean, int(self.steps), self.learner.moved(part))
         self.learner.took(part, done)
         if not done.fit:
-            self._recover()
+            self.learner.forget()
+        return [done]
+
+    def _await(self, fragment: int) -> list[Exchanged]:
+        part = self.model.fragments[fragment]
+        done = self.exchange.wait(fragment, lambda vector: self.learner.again(part, vector))
+        if done.mean is not None:
+            self.outer.parameters[part].sub_(done.mean)
+        if not done.fit:
+            self.learner.forget()
         return [done]
 
     def _settle(self) -> None:
         self.learner.settle(bool(self.exchange.under_way), self.exchange.world)
-
-    def _recover(self) -> None:
-        """Ours was refused, so it is no good to ourselves either."""
-        self.learner.forget()
-        self.learner.restart()
 
     def _seed(self, fragment: int) -> int | None:
         """Of this step's rounding on this peer."""

@@ -30,12 +30,24 @@ class Finish:
     fragment: int
 
 
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Wait for the exchange of fragment `fragment` and go to the mean as it is; it stays under way: its `Finish` takes
+    it again."""
+
+    fragment: int
+
+
+Action = Start | Finish | Await
+
+
 @dataclass(frozen=True)
 class FragmentSchedule:
     """`every`: steps from one exchange of a fragment to its next. `steps`: length of the run; None: no end.
 
     `late`: take each result when the next exchange begins, a whole round late; with all others, every `consensus`
-    rounds wait for the newest one too (0: only at the end). InvalidConfig names a field that can't be.
+    rounds wait for the newest one too (0: only at the end). `first_waits`: the first round is waited for and taken as
+    it is, so that the second has something to go on from. InvalidConfig names a field that can't be.
     """
 
     every: int = 1
@@ -44,6 +56,7 @@ class FragmentSchedule:
     steps: int | None = None
     late: bool = False
     consensus: int = 0
+    first_waits: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -61,13 +74,15 @@ class FragmentSchedule:
             raise InvalidConfig(f"consensus must be at least 0 rounds, not {self.consensus}")
         if self.late and (self.fragments > 1 or self.delay):
             raise InvalidConfig("late is for one fragment, and leaves no other delay")
+        if self.first_waits and not self.late:
+            raise InvalidConfig("first_waits is for what is late")
 
     @property
     def apart(self) -> int:
         """Steps between the exchanges of one fragment and the next."""
         return self.every // self.fragments
 
-    def at(self, step: int) -> list[Start | Finish]:
+    def at(self, step: int) -> list[Action]:
         """What to do after the local part of step number `step` (from 0), in order."""
         taken = step + 1
         if self.late:
@@ -85,8 +100,10 @@ class FragmentSchedule:
     def _begins(self, fragment: int, taken: int) -> bool:
         return taken > 0 and (taken - fragment * self.apart) % self.every == 0
 
-    def _late(self, taken: int) -> list[Start | Finish]:
+    def _late(self, taken: int) -> list[Action]:
         if taken % self.every and taken != self.steps:
             return []
+        if self.first_waits and taken == self.every and taken != self.steps:
+            return [Start(0), Await(0)]
         waits = taken == self.steps or (self.consensus and taken // self.every % self.consensus == 0)
         return [Finish(0), Start(0), *([Finish(0)] if waits else [])]

@@ -2,6 +2,7 @@
 documentation."""
 
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -25,8 +26,10 @@ OUTER: Final = {
     "diloco": OuterStep(0.7, 0.9),
     "streaming": OuterStep(0.4, 0.9),
     "eager": OuterStep(0.7, 0.9),
+    "co2": OuterStep(1.0, 0.0),
 }
-"""By default: averaging; Wang et al. 2020; Douillard et al. 2023, 2025; Kale et al. 2025."""
+"""By default: averaging; Wang et al. 2020; Douillard et al. 2023, 2025; Kale et al. 2025; Sun et al. 2024 (who take a
+momentum of 0.2 from 17 peers on, 0.5 from 33, 0.6 from 65)."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,11 @@ class TrainSettings:
 
     text: tuple[Path, ...] = ()
     """Files and folders to learn from. Without any: the sources of the Python standard library."""
-    strategy: Literal["ddp", "local-sgd", "slowmo", "diloco", "streaming", "eager", "one-byte"] = "diloco"
+    strategy: Literal["ddp", "local-sgd", "slowmo", "diloco", "streaming", "eager", "co2", "one-byte"] = "diloco"
     """ddp: exchange gradients at every step. The others let each peer train alone for `every` steps, then exchange how
     far it has come. local-sgd: go on from the mean. slowmo, diloco: take an outer step with momentum along it.
     streaming: diloco, one fragment of the model at a time. eager: diloco whose exchange travels for a whole round.
+    co2: averaging that does, whose steps are the smaller the staler they are.
     one-byte: no gradients, but forward passes along random directions, and one byte for each."""
     task: str = ""
     """Learn to label texts (one-byte): a file of lines LABEL<tab>TEXT, or `docstrings`, those of Python's own library.
@@ -72,6 +76,15 @@ class TrainSettings:
     """Don't put one's own newest progress in the place of the last in the mean that is late (eager)."""
     consensus: int = 10
     """Rounds after which all wait and go on from the same parameters (eager); 0: only at the end."""
+    penalty: float | None = None
+    """What late steps are divided by. By default 1 + how far all has gone since they were measured, over how far they
+    go, at most 10; a number of at least 1: always that (co2)."""
+    outer_clip: float = 1.0
+    """Largest outer momentum of a parameter, in what `every` steps of the peak learning rate amount to; inf: none
+    (co2)."""
+    first: Literal["waits", "holds"] = "waits"
+    """When the first round ends there is no result of an earlier one: wait for its own; or let the second round begin
+    where the first did (co2)."""
     on_abort: Literal["again", "reset"] = "again"
     """When a peer is lost, exchange that fragment again among the others; or drop what was learnt on it since its last
     exchange (local-sgd, slowmo, diloco, streaming)."""
@@ -90,10 +103,10 @@ class TrainSettings:
     warm_up: int = 20
     """Steps until it is reached."""
     outer_rate: float | None = None
-    """Learning rate of the outer step. By default 1 for local-sgd and slowmo, 0.7 for diloco and eager, 0.4 for
+    """Learning rate of the outer step. By default 1 for local-sgd, slowmo and co2, 0.7 for diloco and eager, 0.4 for
     streaming."""
     outer_momentum: float | None = None
-    """Its momentum. By default 0 for local-sgd, 0.5 for slowmo, 0.9 for diloco, eager and streaming."""
+    """Its momentum. By default 0 for local-sgd and co2, 0.5 for slowmo, 0.9 for diloco, eager and streaming."""
     save_every: int = 100
     """Steps between checkpoints, at the next exchange; 0: only at the end, and when told to leave."""
     seed: int = 0
@@ -104,7 +117,7 @@ class TrainSettings:
         for name in ("every", "steps", "batch"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "outer_rate"):
+        for name in ("lr", "outer_rate", "outer_clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidConfig(f"{_flag(name)} must be above 0, not {value}")
@@ -113,6 +126,8 @@ class TrainSettings:
                 raise InvalidConfig(f"{_flag(name)} can't be negative: {getattr(self, name)}")
         if self.outer_momentum is not None and not 0 <= self.outer_momentum < 1:
             raise InvalidConfig(f"--outer-momentum must be at least 0 and less than 1, not {self.outer_momentum}")
+        if self.penalty is not None and not 1 <= self.penalty < inf:
+            raise InvalidConfig(f"--penalty must be at least 1, not {self.penalty}")
         if not 0 <= self.mix <= 1:
             raise InvalidConfig(f"--mix must be from 0 to 1, not {self.mix}")
         if self.down != "same" and self.codec == "none":
@@ -144,6 +159,11 @@ class TrainSettings:
                 if self.delay:
                     raise InvalidConfig(f"delay must be 0 for eager, which is a whole round late, not {self.delay}")
                 return FragmentSchedule(self.every, steps=self.steps, late=True, consensus=self.consensus)
+            case "co2":
+                if self.delay:
+                    raise InvalidConfig(f"delay must be 0 for co2, which is a whole round late, not {self.delay}")
+                waits = self.first == "waits"
+                return FragmentSchedule(self.every, steps=self.steps, late=True, first_waits=waits)
             case "streaming":
                 delay = int(self.every > self.fragments) if self.delay is None else self.delay
                 return FragmentSchedule(self.every, self.fragments, delay, self.steps)

@@ -9,6 +9,7 @@
 | `streaming` | the same of one fragment | fragment by fragment, some steps late | Nesterov | the mixture |
 | `eager` | the same of its round | each H steps, a round late | Nesterov | what the mean should come to |
 | naive `eager` | the same | the same | Nesterov | what all share, a round old |
+| `co2` | the same | the same | heavy ball, clipped; steps the smaller the staler | what all share, a round old |
 """
 
 from atoll.model.transformer import Transformer
@@ -32,13 +33,16 @@ def make_strategy(s: TrainSettings, module: Transformer) -> OuterLoop:
     if s.strategy == "ddp":
         together = Whole(adamw(model.parameters.clone(), model.matrices, model.vectors, rate))
         return OuterLoop(model, Gradients(model, together), together, schedule, exchange, seed)
-    kind: Kind = "heavy-ball" if s.strategy == "slowmo" else "nesterov"
-    outer = Momentum(model.parameters.clone(), s.outer.rate, s.outer.momentum, kind)
+    kind: Kind = "heavy-ball" if s.strategy in ("slowmo", "co2") else "nesterov"
+    stale = (s.penalty, s.outer_clip * s.lr * s.every) if s.strategy == "co2" else ()
+    outer = Momentum(model.parameters.clone(), s.outer.rate, s.outer.momentum, kind, *stale)
     return OuterLoop(model, _learner(s, model, outer, rate), outer, schedule, exchange, seed)
 
 
 def _learner(s: TrainSettings, model: FlatModel, outer: Momentum, rate: LearningRate) -> Learner:
     inner = adamw(model.parameters, model.matrices, model.vectors, rate)
+    if s.strategy == "co2" or (s.strategy == "eager" and s.naive):
+        return Late(model, outer, inner)
     if s.strategy == "eager":
-        return Late(model, outer, inner) if s.naive else Eager(model, outer, inner)
+        return Eager(model, outer, inner)
     return Runner(model, outer, inner, s.mix if s.schedule.delay else 0.0, s.on_abort)
