@@ -81,16 +81,26 @@ def test_an_inner_optimiser_can_be_the_outer_one_of_a_single_fragment():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
 def test_a_step_that_is_stale_counts_less(momentum):
-    fresh, stale = (Momentum(numbers(0), 0.7, momentum, "heavy-ball", penalty=None) for _ in range(2))
-    length = float(np.linalg.norm(numbers(1).numpy()))
-    fresh.step(ALL, numbers(1), 0)
-    stale.step(ALL, numbers(1), 0, moved=3 * length)
-    torch.testing.assert_close(stale.parameters - numbers(0), (fresh.parameters - numbers(0)) / 4)
-    stale.step(ALL, numbers(2), 0, moved=1e9)
-    after = momentum * numbers(1) / 4 + numbers(2) / LARGEST_PENALTY
-    torch.testing.assert_close(stale.parameters, numbers(0) - 0.7 * numbers(1) / 4 - 0.7 * after)
-    stale.step(ALL, torch.zeros(N), 0, moved=1.0)  # nobody has learnt anything: no division by zero
-    assert torch.isfinite(stale.parameters).all()
+    """One that is as long as the way that was gone since it was measured: half."""
+    outer = Momentum(numbers(0), 0.7, momentum, "heavy-ball", penalty=None)
+    outer.measured(ALL)
+    outer.step(ALL, numbers(1), 0)
+    x = numbers(0) - 0.7 * numbers(1)
+    torch.testing.assert_close(outer.parameters, x)
+    outer.step(ALL, 0.7 * numbers(1), 0)
+    v = momentum * numbers(1) + 0.7 * numbers(1) / 2
+    torch.testing.assert_close(outer.parameters, x - 0.7 * v)
+    outer.move(ALL, 1e6 * numbers(2))
+    x = outer.parameters.clone()
+    outer.step(ALL, numbers(3), 0)
+    v = momentum * v + numbers(3) / LARGEST_PENALTY
+    torch.testing.assert_close(outer.parameters, x - 0.7 * v)
+    outer.measured(ALL)
+    x = outer.parameters.clone()
+    outer.step(ALL, numbers(4), 0)
+    torch.testing.assert_close(outer.parameters, x - 0.7 * (momentum * v + numbers(4)))
+    outer.step(ALL, torch.zeros(N), 0)  # nobody has learnt anything: no division by zero
+    assert torch.isfinite(outer.parameters).all()
 
 
 def test_a_clipped_momentum_is_remembered_as_clipped():

@@ -3,12 +3,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from atoll.errors import InvalidConfig
-from atoll.train.schedule import AT_ONCE, Await, Finish, FragmentSchedule, Start
+from atoll.train.schedule import AT_ONCE, Await, Finish, FragmentSchedule, Start, Swap
 
 
 def actions(schedule: FragmentSchedule, steps: int) -> dict[int, list[str]]:
-    """By the number of steps taken: "+2" starts fragment 2, "-2" finishes it."""
-    sign = {Start: "+", Finish: "-"}
+    """By the number of steps taken: "+2" starts fragment 2, "-2" finishes it, "=2" does both, "!2" waits for it."""
+    sign = {Start: "+", Finish: "-", Swap: "=", Await: "!"}
     at = {step + 1: [f"{sign[type(a)]}{a.fragment}" for a in schedule.at(step)] for step in range(steps)}
     return {taken: done for taken, done in at.items() if done}
 
@@ -29,11 +29,11 @@ def test_fragments_take_turns_and_travel_while_steps_go_on():
 
 
 def test_late_a_result_is_taken_up_when_the_next_one_begins():
-    late = {3: ["-0", "+0"], 6: ["-0", "+0"], 9: ["-0", "+0"]}
+    late = {3: ["=0"], 6: ["=0"], 9: ["=0"]}
     assert actions(FragmentSchedule(every=3, late=True), 11) == late
-    ends = {**late, 11: ["-0", "+0", "-0"]}
+    ends = {**late, 11: ["=0", "-0"]}
     assert actions(FragmentSchedule(every=3, late=True, steps=11), 11) == ends
-    waits = {**ends, 6: ["-0", "+0", "-0"]}
+    waits = {**ends, 6: ["=0", "-0"]}
     assert actions(FragmentSchedule(every=3, late=True, steps=11, consensus=2), 11) == waits
 
 
@@ -86,12 +86,8 @@ def test_each_finish_has_its_start_and_all_ends_with_everything_exchanged(s):
 
 def test_the_first_round_may_be_waited_for_and_stays_under_way():
     schedule = FragmentSchedule(3, late=True, steps=8, first_waits=True)
-    acts = {step + 1: schedule.at(step) for step in range(8)}
-    assert acts.pop(3) == [Start(0), Await(0)]
-    assert acts.pop(6) == [Finish(0), Start(0)]
-    assert acts.pop(8) == [Finish(0), Start(0), Finish(0)]
-    assert not any(acts.values())
-    assert FragmentSchedule(8, late=True, steps=8, first_waits=True).at(7) == [Finish(0), Start(0), Finish(0)]
+    assert actions(schedule, 8) == {3: ["=0", "!0"], 6: ["=0"], 8: ["=0", "-0"]}
+    assert FragmentSchedule(8, late=True, steps=8, first_waits=True).at(7) == [Swap(0), Finish(0)]
 
 
 @given(every=st.integers(1, 9), steps=st.integers(1, 40), consensus=st.integers(0, 4))
@@ -100,7 +96,7 @@ def test_late_at_most_one_is_under_way_and_none_at_the_end(every, steps, consens
     under_way = 0
     for step in range(steps):
         for action in schedule.at(step):
-            under_way = 1 if isinstance(action, Start) else 0  # the first finish finds nothing
+            under_way = 1 if isinstance(action, Swap) else 0
         if consensus and (step + 1) % (every * consensus) == 0:
             assert not under_way
     assert not under_way

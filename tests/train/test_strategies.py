@@ -183,7 +183,7 @@ def test_eager_peers_run_ahead_of_what_they_share_each_by_itself():
 
     def look(event, **about):
         if event == "step" and about["step"] == 20:
-            met.append([p.trainer.strategy.learner.began.clone() for p in run.peers])
+            met.append([p.trainer.strategy.learner.ahead.parameters.clone() for p in run.peers])
 
     for i in range(2):
         run.start(min_world=2, also=look if i else lambda event, **about: None)

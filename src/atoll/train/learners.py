@@ -10,7 +10,7 @@ import torch
 
 from atoll.train.exchange import Exchanged
 from atoll.train.flat import FlatModel
-from atoll.train.momentum import Momentum, Outer, norm
+from atoll.train.momentum import Momentum, Outer
 from atoll.train.optimisers import Optimiser
 
 OnAbort = Literal["again", "reset"]
@@ -27,9 +27,6 @@ class Learner(Protocol):
 
     def again(self, part: slice, vector: torch.Tensor) -> torch.Tensor | None:
         """The same after a loss, when `vector` has come to nothing; None: nothing more of this fragment."""
-
-    def moved(self, part: slice) -> float:
-        """How far (Euclidean) this part of Θ has gone since what is under way was measured."""
 
     def took(self, part: slice, done: Exchanged) -> None:
         """The outer optimiser has moved this part of Θ."""
@@ -61,10 +58,6 @@ class Gradients:
 
     def again(self, part: slice, vector: torch.Tensor) -> torch.Tensor | None:
         return vector
-
-    def moved(self, part: slice) -> float:
-        """Nobody asks."""
-        return 0.0
 
     def took(self, part: slice, done: Exchanged) -> None:
         """See `settle`."""
@@ -104,10 +97,6 @@ class Runner:
         """Measured anew from the same Θ; or θ goes back there."""
         return None if self.on_abort == "reset" else self.contribution(part)
 
-    def moved(self, part: slice) -> float:
-        """Θ of a fragment waits for what is under way."""
-        return 0.0
-
     def took(self, part: slice, done: Exchanged) -> None:
         mine, shared = self.model.parameters[part], self.outer.parameters[part]
         if self.mix and done.mean is not None:
@@ -136,40 +125,15 @@ class Late(Runner):
     """Whole rounds of the whole model, each from what is known when it begins: the result of the round before is still
     on its way."""
 
-    def __init__(self, model: FlatModel, outer: Outer, optimiser: Optimiser) -> None:
-        super().__init__(model, outer, optimiser)
-        self.began = torch.empty_like(model.parameters)
-        """Where this round did."""
-        self.measured_from = torch.empty_like(model.parameters)
-        """Where the one that is under way did."""
-
-    def contribution(self, part: slice) -> torch.Tensor:
-        self.measured_from.copy_(self.began)
-        return self.began[part] - self.model.parameters[part]
-
     def again(self, part: slice, vector: torch.Tensor) -> torch.Tensor | None:
         """The round is over; θ is in the next one."""
         return vector
-
-    def moved(self, part: slice) -> float:
-        return norm(self.outer.parameters - self.measured_from)
 
     def took(self, part: slice, done: Exchanged) -> None:
         """See `settle`."""
 
     def settle(self, under_way: bool, world: int) -> None:
         self.restart()
-
-    def restart(self) -> None:
-        super().restart()
-        self.began.copy_(self.model.parameters)
-
-    def forget(self) -> None:
-        """To where this round began: all measure from there."""
-        began = self.began.clone()
-        super().forget()
-        for place in (self.began, self.model.parameters):
-            place.copy_(began)
 
 
 class Eager(Late):
@@ -189,7 +153,7 @@ class Eager(Late):
         self.last: Exchanged | None = None
 
     def contribution(self, part: slice) -> torch.Tensor:
-        self.fresh = super().contribution(part)
+        self.fresh = self.ahead.parameters[part] - self.model.parameters[part]
         return self.fresh.clone()
 
     def took(self, part: slice, done: Exchanged) -> None:
@@ -205,14 +169,9 @@ class Eager(Late):
             estimate = self.last.mean + news / self.last.world
         self.ahead.step(slice(None), estimate, 0)
         self.model.parameters.copy_(self.ahead.parameters)
-        self.began.copy_(self.model.parameters)
         self.stale, self.last = self.fresh, None
 
     def restart(self) -> None:
         super().restart()
         self.ahead.follow(self.shared)
         self.fresh = self.stale = self.last = None
-
-    def forget(self) -> None:
-        """All of the way: where a round began is each peer's own."""
-        Runner.forget(self)

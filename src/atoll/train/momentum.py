@@ -19,11 +19,14 @@ class Outer(Protocol):
 
     parameters: torch.Tensor
 
-    def step(self, part: slice, gradient: torch.Tensor, step: int, moved: float = 0.0) -> None:
-        """Apply the mean contribution of one fragment, `part` of the parameters. It may be overwritten.
+    def step(self, part: slice, gradient: torch.Tensor, step: int) -> None:
+        """Apply the mean contribution of one fragment, `part` of the parameters. It may be overwritten."""
 
-        `moved`: how far (Euclidean) these parameters have gone from where it was measured.
-        """
+    def move(self, part: slice, by: torch.Tensor) -> None:
+        """No step, but back by this vector."""
+
+    def measured(self, part: slice) -> None:
+        """The next contribution to this part is measured from its parameters as they are now, not from earlier ones."""
 
     def memory(self, prefix: str) -> dict[str, torch.Tensor]:
         """What it remembers, shared too: views, so that writing to them restores it."""
@@ -33,7 +36,8 @@ class Momentum:
     """v <- mu v + gradient; the parameters then go back by `rate` times v (heavy ball: SlowMo, CO2) or times gradient +
     mu v (Nesterov: DiLoCo). `momentum` mu = 0: plain descent, which remembers nothing.
 
-    `penalty`: what gradients are divided by; None: by how stale they are (Sun et al. 2024, CO2, arXiv 2401.16265).
+    `penalty`: what gradients are divided by; None: by how stale they are, that is how far the parameters have moved
+    since they were measured (Sun et al. 2024, CO2, arXiv 2401.16265).
     `clip`: the largest entry of v, or of what takes its place, either way; what was clipped is what is remembered.
     """
 
@@ -44,9 +48,12 @@ class Momentum:
         self.parameters, self.rate, self.momentum, self.kind = parameters, rate, momentum, kind
         self.penalty, self.clip = penalty, clip
         self.velocity = torch.zeros_like(parameters) if momentum else None
+        self._moved: dict[int, float] = {}
+        """How far each part has gone since the next contribution to it was measured."""
 
-    def step(self, part: slice, gradient: torch.Tensor, step: int, moved: float = 0.0) -> None:
+    def step(self, part: slice, gradient: torch.Tensor, step: int) -> None:
         """The same at every step."""
+        moved = self._moved.get(part.start, 0.0)
         gradient /= staleness(moved, norm(gradient)) if self.penalty is None else self.penalty
         v = gradient
         if self.velocity is not None:
@@ -54,8 +61,15 @@ class Momentum:
             v.mul_(self.momentum).add_(gradient)
         v.clamp_(-self.clip, self.clip)
         nesterov = self.velocity is not None and self.kind == "nesterov"
-        direction = gradient + v * self.momentum if nesterov else v
-        self.parameters[part].sub_(direction * self.rate)
+        self.move(part, (gradient + v * self.momentum if nesterov else v) * self.rate)
+
+    def move(self, part: slice, by: torch.Tensor) -> None:
+        self.parameters[part].sub_(by)
+        if self.penalty is None:
+            self._moved[part.start] = norm(by)
+
+    def measured(self, part: slice) -> None:
+        self._moved.pop(part.start, None)
 
     def memory(self, prefix: str) -> dict[str, torch.Tensor]:
         """The velocity, if there is one."""
@@ -80,9 +94,15 @@ class Whole:
     def __init__(self, optimiser: Optimiser) -> None:
         self.optimiser, self.parameters = optimiser, optimiser.parameters
 
-    def step(self, part: slice, gradient: torch.Tensor, step: int, moved: float = 0.0) -> None:
+    def step(self, part: slice, gradient: torch.Tensor, step: int) -> None:
         """With the learning rate of that step."""
         self.optimiser.step(gradient, step)
+
+    def move(self, part: slice, by: torch.Tensor) -> None:
+        self.parameters[part].sub_(by)
+
+    def measured(self, part: slice) -> None:
+        """It doesn't ask how stale a gradient is."""
 
     def memory(self, prefix: str) -> dict[str, torch.Tensor]:
         """Of the optimiser."""

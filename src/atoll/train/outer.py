@@ -24,7 +24,7 @@ from atoll.train.exchange import Exchange, Exchanged
 from atoll.train.flat import FlatModel
 from atoll.train.learners import Learner
 from atoll.train.momentum import Outer
-from atoll.train.schedule import Await, FragmentSchedule, Start
+from atoll.train.schedule import Await, Finish, FragmentSchedule, Start, Swap
 
 
 class OuterLoop:
@@ -57,12 +57,15 @@ class OuterLoop:
         self.learner.learn(step)
         actions, done = self.schedule.at(step), []
         for action in actions:
-            if isinstance(action, Start):
-                self._start(action.fragment)
-            elif isinstance(action, Await):
-                done += self._await(action.fragment)
-            else:
-                done += self._finish(action.fragment)
+            match action:
+                case Start(fragment):
+                    self._start(fragment)
+                case Finish(fragment):
+                    done += self._finish(fragment)
+                case Swap(fragment):
+                    done += self._swap(fragment)
+                case Await(fragment):
+                    done += self._await(fragment)
         if actions:
             self._settle()
         self.steps += 1
@@ -108,7 +111,11 @@ class OuterLoop:
         return float(loss.detach())
 
     def _start(self, fragment: int) -> None:
-        vector = self.learner.contribution(self.model.fragments[fragment])
+        part = self.model.fragments[fragment]
+        self.outer.measured(part)
+        self._send(fragment, self.learner.contribution(part))
+
+    def _send(self, fragment: int, vector: torch.Tensor) -> None:
         if not self.exchange.start(fragment, vector, self._seed(fragment)):
             self.learner.forget()
 
@@ -119,17 +126,27 @@ class OuterLoop:
         part = self.model.fragments[fragment]
         done = self.exchange.finish(fragment, lambda vector: self.learner.again(part, vector))
         if done.mean is not None:
-            self.outer.step(part, done.mean, int(self.steps), self.learner.moved(part))
+            self.outer.step(part, done.mean, int(self.steps))
         self.learner.took(part, done)
         if not done.fit:
             self.learner.forget()
         return [done]
 
+    def _swap(self, fragment: int) -> list[Exchanged]:
+        """What starts was measured before the outer step that what is finished leads to."""
+        if fragment not in self.exchange.under_way:
+            self._start(fragment)
+            return []
+        vector = self.learner.contribution(self.model.fragments[fragment])
+        done = self._finish(fragment)
+        self._send(fragment, vector)
+        return done
+
     def _await(self, fragment: int) -> list[Exchanged]:
         part = self.model.fragments[fragment]
         done = self.exchange.wait(fragment, lambda vector: self.learner.again(part, vector))
         if done.mean is not None:
-            self.outer.parameters[part].sub_(done.mean)
+            self.outer.move(part, done.mean)
         if not done.fit:
             self.learner.forget()
         return [done]

@@ -31,14 +31,21 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
-class Await:
-    """Wait for the exchange of fragment `fragment` and go to the mean as it is; it stays under way: its `Finish` takes
-    it again."""
+class Swap:
+    """Finish what is under way of fragment `fragment`, if anything, and start what was learnt until then."""
 
     fragment: int
 
 
-Action = Start | Finish | Await
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Wait for the exchange of fragment `fragment` and go to the mean as it is; it stays under way, and is taken again
+    when it is finished."""
+
+    fragment: int
+
+
+Action = Start | Finish | Swap | Await
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,6 @@ class FragmentSchedule:
         if taken % self.every and taken != self.steps:
             return []
         if self.first_waits and taken == self.every and taken != self.steps:
-            return [Start(0), Await(0)]
+            return [Swap(0), Await(0)]
         waits = taken == self.steps or (self.consensus and taken // self.every % self.consensus == 0)
-        return [Finish(0), Start(0), *([Finish(0)] if waits else [])]
+        return [Swap(0), *([Finish(0)] if waits else [])]
