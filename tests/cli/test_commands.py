@@ -110,7 +110,7 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
         (["join", "127.0.0.1:1", "--upload-mbit=-3"], 2, ["--upload-mbit is -3"]),
         (["join", "127.0.0.1:1", "--listen", "here"], 2, ["'here' is no address"]),
         (["reproduce", "pcl"], 2, ["pccl"]),
-        (["reproduce", "co2"], 2, ["planned"]),
+        (["reproduce", "fedcompass"], 2, ["planned"]),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

@@ -3,7 +3,7 @@
 from typing import Final
 
 from atoll.errors import InvalidConfig
-from atoll.reproduce import burstgpt, one_byte, pccl, simulator, streaming_diloco
+from atoll.reproduce import burstgpt, co2, one_byte, pccl, simulator, streaming_diloco
 from atoll.reproduce.api import Demonstration
 from atoll.reproduce.systems import by_slug
 
@@ -13,6 +13,7 @@ DEMONSTRATIONS: Final[dict[str, Demonstration]] = {
     "burstgpt": burstgpt.demonstrate,
     "one-byte": one_byte.demonstrate,
     "streaming-diloco": streaming_diloco.demonstrate,
+    "co2": co2.demonstrate,
 }
 
 

@@ -289,6 +289,8 @@ SYSTEMS: tuple[System, ...] = (
         "CO2: Efficient Distributed Training with Full Communication-Computation Overlap",
         "train",
         "Trains data-parallel on slow networks: the average of past steps travels while the next ones are computed.",
+        module="atoll.train.momentum",
+        status="partly",
     ),
     System(
         "fedcompass",

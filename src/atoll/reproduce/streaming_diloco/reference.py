@@ -52,7 +52,7 @@ def data_parallel(seed: int, world: int, steps: int, rate: float) -> list[Arrays
     """Synchronous gradient descent: all parameters after each step."""
     model, history = Tower(seed), []
     for step in range(steps):
-        each = [_gradients(model, batch_of(seed, step, rank)) for rank in range(world)]
+        each = [gradients_of(model, batch_of(seed, step, rank)) for rank in range(world)]
         for name, parameter in model.named_parameters():
             mean = np.sum([g[name] for g in each], axis=0) / np.float32(world)
             parameter.data.sub_(torch.from_numpy(mean), alpha=rate)
@@ -87,7 +87,7 @@ def streaming(
 
     for t in range(1, steps + 1):
         for rank, model in enumerate(models):
-            for name, gradient in _gradients(model, batch_of(seed, t - 1, rank)).items():
+            for name, gradient in gradients_of(model, batch_of(seed, t - 1, rank)).items():
                 model.get_parameter(name).data.sub_(torch.from_numpy(gradient), alpha=rate)
         done = [p for p in travelling if t == steps or (t - p * every // fragments - delay) % every == 0]
         for p in done:
@@ -102,7 +102,8 @@ def streaming(
             told(t, dict(shared))
 
 
-def _gradients(model: nn.Module, batch: torch.Tensor) -> Arrays:
+def gradients_of(model: nn.Module, batch: torch.Tensor) -> Arrays:
+    """By name."""
     named = dict(model.named_parameters())
     found = torch.autograd.grad(model.loss(batch), list(named.values()))  # type: ignore[operator]
     return {name: g.numpy() for name, g in zip(named, found, strict=True)}

@@ -23,7 +23,7 @@ def refusals(say: Say) -> Iterator[Line]:
         "mix": ("mix 1.5", lambda: TrainSettings(strategy="streaming", mix=1.5)),
         "fragments": ("a parameter in two fragments", _twice),
     }
-    said = {field: _refused(make) for field, (_, make) in cases.items()}
+    said = {field: refused(make) for field, (_, make) in cases.items()}
     right = sum(text.startswith((f"--{field} ", f"{field}:")) for field, text in said.items())
     yield Line(
         "7a",
@@ -61,7 +61,8 @@ def _twice() -> None:
     FragmentPlan((names, names[:1])).check(tower)
 
 
-def _refused(make: Callable[[], object]) -> str:
+def refused(make: Callable[[], object]) -> str:
+    """What is said to settings that can't be."""
     try:
         make()
     except InvalidConfig as error:
