@@ -33,6 +33,7 @@ def strategy(dice: random.Random) -> dict[str, Any]:
         case "co2":
             about |= {"first": dice.choice(["waits", "holds"]), "outer_momentum": dice.choice([0.0, 0.5])}
             about |= {"penalty": dice.choice([None, None, 1.0, 3.0]), "outer_clip": dice.choice([0.3, 1.0])}
+            about |= {"shards": dice.choice([1, 2, 3])}
         case "streaming":
             fragments, apart = dice.choice([2, 3]), dice.choice([1, 2, 3])
             about |= {"every": fragments * apart, "fragments": fragments, "delay": dice.randrange(apart)}
@@ -43,10 +44,11 @@ def strategy(dice: random.Random) -> dict[str, Any]:
 def build(seed: int, folder: Path) -> Run:
     """The run of one seed, with its faults planned."""
     dice = random.Random(seed)
+    about = strategy(dice)
     settings = tiny(
-        **strategy(dice),
+        **about,
         steps=dice.randint(10, 40),
-        codec=dice.choice(["none", "none", "uint8", "e3m0"]),
+        codec=dice.choice(["none", "none", "uint8", "e3m0"]) if about.get("shards", 1) == 1 else "none",
         rounding=dice.choice(["nearest", "random"]),
         save_every=dice.choice([0, 4, 7]),
     )

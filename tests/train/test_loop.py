@@ -31,6 +31,7 @@ EVERY = {
     "eager": {"strategy": "eager", "consensus": 2},
     "naive": {"strategy": "eager", "naive": True, "consensus": 0},
     "co2": {"strategy": "co2", "outer_momentum": 0.5},
+    "co2, sharded": {"strategy": "co2", "outer_momentum": 0.5, "shards": 2},
 }
 
 
@@ -156,7 +157,9 @@ def test_a_short_nap_costs_nobody_anything(how):
 
 
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("how", [EVERY[name] for name in ("ddp, late", "streaming", "eager", "naive", "co2")], ids=str)
+@pytest.mark.parametrize(
+    "how", [EVERY[name] for name in ("ddp, late", "streaming", "eager", "naive", "co2", "co2, sharded")], ids=str
+)
 def test_newcomers_after_a_checkpoint_wait_for_what_the_others_wait_for(how):
     """All drain before a checkpoint, whenever they came; else some would wait in a topology, others in an exchange."""
     for first in (0.02, 0.05, 0.08):

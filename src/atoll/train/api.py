@@ -44,6 +44,9 @@ class Strategy(Protocol):
     def enter(self, group: Group) -> None:
         """Train with this group from now on."""
 
+    def meet(self, group: Group) -> None:
+        """All peers, before they sync: somebody has come or gone, and nothing is in flight."""
+
     def step(self, batch: torch.Tensor) -> StepInfo:
         """Learn from `batch` [sequences, time + 1], and exchange what the schedule asks for."""
 
@@ -52,6 +55,9 @@ class Strategy(Protocol):
 
         Returns who was lost meanwhile, in words.
         """
+
+    def collect(self) -> None:
+        """All peers, before a checkpoint: bring together what is split among them. PeerLost: again."""
 
     def shared(self) -> dict[str, torch.Tensor]:
         """What all peers hold in the same bits."""
@@ -70,9 +76,6 @@ class Logged(Protocol):
 
     def essentials(self) -> dict[str, Any]:
         """What must be the same on all peers, besides the settings."""
-
-    def meet(self, group: Group) -> None:
-        """All peers, before they sync: somebody has come or gone."""
 
     def save(self, folder: "Path", about: dict[str, Any]) -> "Path":
         """Write what is new of the log, and `about` its run."""

@@ -78,6 +78,19 @@ class Exchange:
         """Exchange with this group from now on; what was under way in another one is dropped."""
         self._group, self._flights, self._known = group, {}, {}
 
+    def meet(self) -> None:
+        """All, when somebody has come or gone and nothing is under way. PeerLost: again."""
+
+    def collect(self) -> None:
+        """All, so that `memory` holds what all remember, not only we. PeerLost: again."""
+
+    def memory(self, prefix: str) -> dict[str, torch.Tensor]:
+        """What it remembers and a checkpoint needs: views."""
+        return {}
+
+    def advance(self) -> None:
+        """What takes several stages begins the next one."""
+
     def start(self, fragment: int, vector: torch.Tensor, seed: int | None = None) -> bool:
         """Begin; returns at once. `seed`: round at random. False: the vector is refused."""
         flight = self._flights[fragment] = self._launch(fragment, vector, seed)

@@ -158,8 +158,8 @@ class Trainer:
         oldest = _essentials_of(group.gather_bytes(json.dumps(mine).encode())[0])
         if difference := _difference(oldest, mine):
             raise InvalidConfig(f"the group trains something else: {difference}; join with the same flags and text")
+        self.strategy.meet(group)
         if self.logged is not None:
-            self.logged.meet(group)
             self.cursor.fill_(self.logged.batches * self.settings.batch)
             self.state.revision = self.steps
         result = group.sync(self.state)
@@ -212,6 +212,7 @@ class Trainer:
         due = s.save_every and self.steps - int(self.saved_at) >= s.save_every
         if info.boundary and due and self.steps < s.steps:
             self._drain(group)  # by all, so that a run that saves and one that resumes take the same steps
+            self.strategy.collect()
             self._save(group)
 
     def _drain(self, group: Group) -> None:
@@ -232,7 +233,7 @@ class Trainer:
             self.report("saved", path=str(path), step=self.steps)
 
     def _save_before_leaving(self, group: Group) -> None:
-        """As of the last exchange: the local steps since then end with us."""
+        """As of the last exchange: the local steps since then end with us, and so does what others remember."""
         steps, cursor = self._whole_at
         self.strategy.steps.fill_(steps)
         self.cursor.fill_(cursor)
@@ -244,6 +245,7 @@ class Trainer:
         """Save and go. PeerLost: begin again, for it may have been the one that saves."""
         self._drain(group)
         self.strategy.reload()
+        self.strategy.collect()
         self._save(group)
         if group.rank == 0:
             self.report("evaluated", step=self.steps, **self.task.evaluate())

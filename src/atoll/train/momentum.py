@@ -4,14 +4,18 @@ Written in sums, products and quotients of float32, each rounded by itself, and 
 on every machine.
 """
 
+from math import sqrt
 from typing import Final, Literal, Protocol
 
+import numpy as np
 import torch
 
 from atoll.train.optimisers import Optimiser
 
 Kind = Literal["nesterov", "heavy-ball"]
 LARGEST_PENALTY: Final = 10.0
+BLOCK: Final = 1024
+"""Numbers whose squares are summed together."""
 
 
 class Outer(Protocol):
@@ -49,19 +53,22 @@ class Momentum:
         self.penalty, self.clip = penalty, clip
         self.velocity = torch.zeros_like(parameters) if momentum else None
         self._moved: dict[int, float] = {}
-        """How far each part has gone since the next contribution to it was measured."""
 
     def step(self, part: slice, gradient: torch.Tensor, step: int) -> None:
         """The same at every step."""
-        moved = self._moved.get(part.start, 0.0)
-        gradient /= staleness(moved, norm(gradient)) if self.penalty is None else self.penalty
+        stale = staleness(self.moved(part), norm(gradient)) if self.penalty is None else self.penalty
+        self.move(part, self.direction(part, gradient, stale))
+
+    def direction(self, part: slice, gradient: torch.Tensor, stale: float) -> torch.Tensor:
+        """What to go back by; the velocity takes the gradient in."""
+        gradient /= stale
         v = gradient
         if self.velocity is not None:
             v = self.velocity[part]
             v.mul_(self.momentum).add_(gradient)
         v.clamp_(-self.clip, self.clip)
         nesterov = self.velocity is not None and self.kind == "nesterov"
-        self.move(part, (gradient + v * self.momentum if nesterov else v) * self.rate)
+        return (gradient + v * self.momentum if nesterov else v) * self.rate
 
     def move(self, part: slice, by: torch.Tensor) -> None:
         self.parameters[part].sub_(by)
@@ -70,6 +77,10 @@ class Momentum:
 
     def measured(self, part: slice) -> None:
         self._moved.pop(part.start, None)
+
+    def moved(self, part: slice) -> float:
+        """How far (Euclidean) this part has gone since the next contribution to it was measured."""
+        return self._moved.get(part.start, 0.0)
 
     def memory(self, prefix: str) -> dict[str, torch.Tensor]:
         """The velocity, if there is one."""
@@ -118,12 +129,20 @@ def staleness(moved: float, length: float) -> float:
 
 
 def norm(vector: torch.Tensor) -> float:
-    """Euclidean. Squares are summed in float64 by halves: one order of additions on every machine."""
-    squares = vector.to(torch.float64).square_()
-    while len(squares) > 1:
-        half = len(squares) // 2
-        rest = squares[2 * half :]
-        squares = squares[:half] + squares[half : 2 * half]
-        if len(rest):
-            squares[0] += rest[0]
-    return float(squares.sum().sqrt())
+    """Euclidean, with one order of additions on every machine."""
+    return sqrt(total(squares(vector)))
+
+
+def squares(vector: torch.Tensor) -> torch.Tensor:
+    """Sums of squares of each `BLOCK` numbers, float64."""
+    blocks = torch.zeros(-(-len(vector) // BLOCK) * BLOCK, dtype=torch.float64)
+    blocks[: len(vector)] = vector
+    rows = blocks.square_().view(-1, BLOCK)
+    while (half := rows.shape[1] // 2) > 0:
+        rows = rows[:, :half] + rows[:, half:]
+    return rows[:, 0]
+
+
+def total(sums: torch.Tensor) -> float:
+    """One by one."""
+    return float(np.add.accumulate(sums.numpy())[-1]) if len(sums) else 0.0

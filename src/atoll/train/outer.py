@@ -24,7 +24,7 @@ from atoll.train.exchange import Exchange, Exchanged
 from atoll.train.flat import FlatModel
 from atoll.train.learners import Learner
 from atoll.train.momentum import Outer
-from atoll.train.schedule import Await, Finish, FragmentSchedule, Start, Swap
+from atoll.train.schedule import Advance, Await, Finish, FragmentSchedule, Start, Swap
 
 
 class OuterLoop:
@@ -44,6 +44,10 @@ class OuterLoop:
         """Train with this group from now on. What was in flight in another one is dropped."""
         self.exchange.enter(group)
         self._settle()
+
+    def meet(self, group: Group) -> None:
+        """Somebody has come or gone."""
+        self.exchange.meet()
 
     def step(self, batch: torch.Tensor) -> StepInfo:
         """Learn from `batch`, then do what the schedule says. Diverged: the loss is not a number; nothing was
@@ -66,7 +70,10 @@ class OuterLoop:
                     done += self._swap(fragment)
                 case Await(fragment):
                     done += self._await(fragment)
-        if actions:
+                case Advance(_):
+                    self.exchange.advance()
+        whole = any(not isinstance(action, Start | Advance) for action in actions)
+        if whole or any(isinstance(action, Start) for action in actions):
             self._settle()
         self.steps += 1
         return StepInfo(
@@ -76,7 +83,7 @@ class OuterLoop:
             sum(d.waited_s for d in done),
             tuple(lost for d in done for lost in d.losses),
             tuple(sorted({rank for d in done for rank in d.refused})),
-            boundary=any(not isinstance(action, Start) for action in actions),
+            boundary=whole,
         )
 
     def drain(self) -> tuple[str, ...]:
@@ -86,13 +93,17 @@ class OuterLoop:
             self._settle()
         return tuple(lost for d in done for lost in d.losses)
 
+    def collect(self) -> None:
+        """What is split among peers, for a checkpoint."""
+        self.exchange.collect()
+
     def shared(self) -> dict[str, torch.Tensor]:
         """Parameters, the outer optimiser's memory, the step."""
         return {"parameters": self.outer.parameters, "steps": self.steps, **self.outer.memory("outer.")}
 
     def local(self) -> dict[str, Any]:
-        """The learner's memory."""
-        return self.learner.memory()
+        """The learner's memory, and of the outer optimiser what is not shared."""
+        return {**self.learner.memory(), **self.exchange.memory("outer.")}
 
     def load_local(self, state: dict[str, Any]) -> None:
         """The reverse of `local`."""

@@ -45,7 +45,14 @@ class Await:
     fragment: int
 
 
-Action = Start | Finish | Swap | Await
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Of fragment `fragment`, wait for the stage that is under way and begin the next one."""
+
+    fragment: int
+
+
+Action = Start | Finish | Swap | Await | Advance
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class FragmentSchedule:
 
     `late`: take each result when the next exchange begins, a whole round late; with all others, every `consensus`
     rounds wait for the newest one too (0: only at the end). `first_waits`: the first round is waited for and taken as
-    it is, so that the second has something to go on from. InvalidConfig names a field that can't be.
+    it is, so that the second has something to go on from. `stages`: of an exchange, between which half a round lies at
+    most. InvalidConfig names a field that can't be.
     """
 
     every: int = 1
@@ -64,6 +72,7 @@ class FragmentSchedule:
     late: bool = False
     consensus: int = 0
     first_waits: bool = False
+    stages: int = 1
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -109,7 +118,8 @@ class FragmentSchedule:
 
     def _late(self, taken: int) -> list[Action]:
         if taken % self.every and taken != self.steps:
-            return []
+            first = self.every // 2
+            return [Advance(0)] if taken > self.every and first <= taken % self.every < first + self.stages - 1 else []
         if self.first_waits and taken == self.every and taken != self.steps:
             return [Swap(0), Await(0)]
         waits = taken == self.steps or (self.consensus and taken // self.every % self.consensus == 0)

@@ -85,6 +85,8 @@ class TrainSettings:
     first: Literal["waits", "holds"] = "waits"
     """When the first round ends there is no result of an earlier one: wait for its own; or let the second round begin
     where the first did (co2)."""
+    shards: int = 1
+    """Split the memory of the outer optimiser among so many peers; the others hold copies (co2)."""
     on_abort: Literal["again", "reset"] = "again"
     """When a peer is lost, exchange that fragment again among the others; or drop what was learnt on it since its last
     exchange (local-sgd, slowmo, diloco, streaming)."""
@@ -114,7 +116,7 @@ class TrainSettings:
     one_byte: OneByteSettings = field(default_factory=OneByteSettings)
 
     def __post_init__(self) -> None:
-        for name in ("every", "steps", "batch"):
+        for name in ("every", "steps", "batch", "shards"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "outer_rate", "outer_clip"):
@@ -128,6 +130,8 @@ class TrainSettings:
             raise InvalidConfig(f"--outer-momentum must be at least 0 and less than 1, not {self.outer_momentum}")
         if self.penalty is not None and not 1 <= self.penalty < inf:
             raise InvalidConfig(f"--penalty must be at least 1, not {self.penalty}")
+        if self.shards > 1 and (self.strategy != "co2" or self.codec != "none"):
+            raise InvalidConfig(f"--shards {self.shards} is for co2 without a codec; for all else it must be 1")
         if not 0 <= self.mix <= 1:
             raise InvalidConfig(f"--mix must be from 0 to 1, not {self.mix}")
         if self.down != "same" and self.codec == "none":
@@ -163,7 +167,7 @@ class TrainSettings:
                 if self.delay:
                     raise InvalidConfig(f"delay must be 0 for co2, which is a whole round late, not {self.delay}")
                 waits = self.first == "waits"
-                return FragmentSchedule(self.every, steps=self.steps, late=True, first_waits=waits)
+                return FragmentSchedule(self.every, steps=self.steps, late=True, first_waits=waits, stages=self._stages)
             case "streaming":
                 delay = int(self.every > self.fragments) if self.delay is None else self.delay
                 return FragmentSchedule(self.every, self.fragments, delay, self.steps)
@@ -173,6 +177,13 @@ class TrainSettings:
                 if self.delay:
                     raise InvalidConfig(f"delay must be 0 for {self.strategy}, not {self.delay}")
                 return FragmentSchedule(self.every, steps=self.steps)
+
+    @property
+    def _stages(self) -> int:
+        """Of an exchange: contributions, norms where the penalty asks for them, steps."""
+        if self.shards == 1:
+            return 1
+        return 3 if self.penalty is None else 2
 
     @property
     def outer(self) -> OuterStep:

@@ -12,6 +12,8 @@
 | `co2` | the same | the same | heavy ball, clipped; steps the smaller the staler | what all share, a round old |
 """
 
+import torch
+
 from atoll.model.transformer import Transformer
 from atoll.train.exchange import Exchange
 from atoll.train.flat import FlatModel
@@ -21,6 +23,7 @@ from atoll.train.momentum import Kind, Momentum, Whole
 from atoll.train.optimisers import LearningRate, adamw, warm_up_then_cosine
 from atoll.train.outer import OuterLoop
 from atoll.train.settings import TrainSettings
+from atoll.train.sharded import ShardedExchange, Taken
 
 
 def make_strategy(s: TrainSettings, module: Transformer) -> OuterLoop:
@@ -35,7 +38,14 @@ def make_strategy(s: TrainSettings, module: Transformer) -> OuterLoop:
         return OuterLoop(model, Gradients(model, together), together, schedule, exchange, seed)
     kind: Kind = "heavy-ball" if s.strategy in ("slowmo", "co2") else "nesterov"
     stale = (s.penalty, s.outer_clip * s.lr * s.every) if s.strategy == "co2" else ()
-    outer = Momentum(model.parameters.clone(), s.outer.rate, s.outer.momentum, kind, *stale)
+
+    def outer_of(parameters: torch.Tensor) -> Momentum:
+        return Momentum(parameters, s.outer.rate, s.outer.momentum, kind, *stale)
+
+    outer = outer_of(model.parameters.clone())
+    if s.shards > 1:
+        outer = Taken(model.parameters.clone())
+        exchange = ShardedExchange(outer, outer_of, s.shards)
     return OuterLoop(model, _learner(s, model, outer, rate), outer, schedule, exchange, seed)
 
 

@@ -8,6 +8,7 @@ from atoll.reproduce.co2.faults import killed, refusals
 from atoll.reproduce.co2.noise import ablation, rate
 from atoll.reproduce.co2.parity import parity
 from atoll.reproduce.co2.scaling import scaling
+from atoll.reproduce.co2.shards import shards
 from atoll.reproduce.co2.slow import slow_link
 
 
@@ -16,6 +17,7 @@ def demonstrate(full: bool, seed: int, say: Say) -> Iterator[Line]:
     yield from parity(seed, say)
     yield from slow_link(full, seed, say)
     yield from ablation(seed, say)
+    yield from shards(seed, say)
     yield from digits(seed, say)
     yield from rate(full, seed, say)
     yield from scaling(say)

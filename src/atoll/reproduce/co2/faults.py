@@ -20,7 +20,7 @@ from atoll.train.outer import OuterLoop
 from atoll.train.schedule import FragmentSchedule
 from atoll.train.settings import TrainSettings
 
-EVERY, STEPS = 16, 1600
+EVERY, STEPS = 16, 800
 
 
 class _Sick(Late):

@@ -182,6 +182,9 @@ class OneByte:
 
     # -- who comes, who differs -----------------------------------------------------------------------------------
 
+    def collect(self) -> None:
+        """Nothing is split."""
+
     def meet(self, group: Group) -> None:
         """Somebody has come or gone: all take the longest log. Who lacks rounds replays them, or is sent the
         parameters by the `sync` that follows, whatever takes less time."""
