@@ -85,6 +85,9 @@ class ShardedExchange(Exchange):
         self._work: Work | None = None
         self._step: torch.Tensor | None = None
         """What came of the last stage."""
+        self._tells = False
+        self._mean: torch.Tensor | None = None
+        """Of all, where owners tell it."""
         self._done = Exchanged(None, 0, 0, 0.0)
 
     @property
@@ -120,12 +123,13 @@ class ShardedExchange(Exchange):
         return replace(self._done, mean=self._step)
 
     def wait(self, fragment: int, again: Callable[[torch.Tensor], torch.Tensor | None]) -> Exchanged:
-        """By an all-reduce, beside."""
-        assert self._group is not None
-        beside = Exchange(tag=self.tag + 3)
-        beside.enter(self._group)
-        beside.start(0, self._vector.clone())
-        return replace(beside.finish(0, again), fit=self._done.fit)
+        """With a stage more, in which owners tell the means."""
+        self._tells, before = True, self._done
+        while self._mean is None:
+            self._next()
+        self._tells = False
+        done, self._done = self._done, replace(self._done, bytes_sent=0, waited_s=0.0, losses=(), fit=True)
+        return replace(done, mean=self._mean, fit=before.fit)
 
     def collect(self) -> None:
         if self.mine.velocity is not None:
@@ -142,7 +146,7 @@ class ShardedExchange(Exchange):
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._stages, self._step = self._run(), None
+        self._stages, self._step, self._mean = self._run(), None, None
         self._work = next(self._stages)
 
     def _next(self) -> None:
@@ -180,6 +184,9 @@ class ShardedExchange(Exchange):
         given = [torch.cat([self._vector[layout.of(rank)], fit]) for rank in range(group.world)]
         got = yield group.all_to_all_async(given, tag=self.tag)
         mean = self._mean_of(got.value)
+        if self._tells:
+            got = yield self._to_all(mean, layout, self.tag + 3)
+            self._mean = self._in_order(got.value, layout)
         if self.mine.penalty is None:
             got = yield self._to_all(squares(mean), layout, self.tag + 1)
             length = sqrt(total(self._in_order(got.value, layout)))

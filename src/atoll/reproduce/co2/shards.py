@@ -20,7 +20,7 @@ from atoll.train.schedule import FragmentSchedule
 from atoll.train.sharded import ShardedExchange, Taken
 
 WORLD: Final = 4
-EVERY, ROUNDS, RATE = 6, 12, 0.02
+EVERY, ROUNDS, RATE = 6, 8, 0.02
 Found = tuple[list[torch.Tensor], int]
 """What is shared after each round, and numbers of momentum on a peer."""
 
