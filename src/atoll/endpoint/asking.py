@@ -21,8 +21,8 @@ _ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 class Asked:
     """A call. Of each `best_of` requests in a row the answers are to the same prompt, and `n` of them are given.
 
-    `usage`: whether a stream ends with it; `usage_always`: whether it says so all along. `token_ids`: whether tokens are
-    told by number, too.
+    `usage`: whether a stream ends with it; `usage_always`: whether it says so all along. `token_ids`: whether it tells
+    tokens by number, too.
     """
 
     model: str
