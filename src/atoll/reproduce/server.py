@@ -32,11 +32,11 @@ START_S: Final = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that runs. `about`: what computes, in words."""
+    """A server that runs. `model`: what it calls the one it has."""
 
     url: str
     pid: int
-    about: str
+    model: str
 
     @property
     def engine_pid(self) -> int:
@@ -63,7 +63,7 @@ def serving(model: str | Path, *flags: str) -> Iterator[Server]:
         while not (ready := [event for event in said if event["event"] == "ready"]):
             if processes.wait_any(0.1) or time.monotonic() > deadline:
                 raise Unavailable(f"{' '.join(argv[1:])} doesn't serve: {child.log.read_text('utf-8').strip()}")
-        yield Server(ready[0]["url"], child.pid, ready[0]["about"])
+        yield Server(ready[0]["url"], child.pid, str(model))
 
 
 def random_model(folder: Path, seed: int, config: TransformerConfig) -> Path:
