@@ -6,8 +6,8 @@
 Without a part's flag, all parts. Medians and min-max of rounds; SmolLM2-135M-Instruct, Q4_1 (`atoll model pull
 smollm2`), but where a part says otherwise.
 
---gaps     time between two tokens of four answers under way while four prompts of 1,500 tokens come: prompts in chunks
-           of 64 against whole ones, two servers in turn
+--gaps     time between two tokens of four answers under way while three prompts of 1,000 tokens come: prompts in
+           chunks of 64 against whole ones, two servers in turn
 --streams  200 streams at once on a server as it comes: how many are whole
 --memory   resident memory of server and engine over short requests, after a warm-up: what each request leaves
            behind (a random model of 0.1 million parameters, so that requests are what it is about)
@@ -42,7 +42,7 @@ from atoll.reproduce.server import Server, cores, random_model, serving
 PARTS = ("gaps", "streams", "memory", "cpu", "eight")
 MODEL = "smollm2"
 PATIENCE_S = 600.0
-LONG_TOKENS, RUNNING, BURST = 1500, 4, 4
+LONG_TOKENS, RUNNING, BURST = 1000, 4, 3
 STREAMS = 200
 Row = dict[str, Any]
 
@@ -241,14 +241,15 @@ class LlamaCpp:
         import llama_cpp
 
         self.api: Any = llama_cpp
-        self.llama: Any = llama_cpp.Llama(
-            str(find(MODEL)), n_ctx=8 * 256, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False,
-            n_seq_max=8, kv_unified=True,
-        )  # fmt: skip
+        self.llama: Any = llama_cpp.Llama(str(find(MODEL)), n_ctx=64, verbose=False)
+        options = llama_cpp.llama_context_default_params()
+        options.n_ctx, options.n_batch, options.n_seq_max = 8 * 256, 512, 8
+        options.n_threads = options.n_threads_batch = threads
+        self.context: Any = llama_cpp.llama_init_from_model(self.llama.model, options)
 
     def rate(self, prompts: Sequence[Sequence[int]]) -> float:
-        api, context = self.api, self.llama.ctx
-        api.llama_memory_clear(api.llama_get_memory(context), True)
+        api = self.api
+        api.llama_memory_clear(api.llama_get_memory(self.context), True)
         batch = api.llama_batch_init(512, 0, 8)
         try:
             rows = [(token, at, s, at == 63) for s, prompt in enumerate(prompts) for at, token in enumerate(prompt)]
@@ -266,11 +267,11 @@ class LlamaCpp:
         for i, (token, at, sequence, wanted) in enumerate(rows):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, at, 1, wanted
             batch.seq_id[i][0] = sequence
-        if self.api.llama_decode(self.llama.ctx, batch):
+        if self.api.llama_decode(self.context, batch):
             raise RuntimeError("llama.cpp can't decode")
         vocab = self.llama.n_vocab()
         wanted_rows = [i for i, each in enumerate(rows) if each[3]]
-        logits = (self.api.llama_get_logits_ith(self.llama.ctx, i) for i in wanted_rows)
+        logits = (self.api.llama_get_logits_ith(self.context, i) for i in wanted_rows)
         return [int(np.ctypeslib.as_array(each, (vocab,)).argmax()) for each in logits]
 
 
