@@ -24,8 +24,8 @@ from atoll.workload.trace import edits
 
 SHAPE: Final = TransformerConfig(width=384, layers=8, heads=8, context=1024)
 PROMPT, OUTPUT = LogNormal(128, 0.8, high=512), LogNormal(32, 0.6, high=128)
-TIGHT: Final = ("--threads", "1", "--kv-memory", "32MiB", "--max-waiting", "16")
-"""Pages for some ten answers, and a queue that can be full."""
+TIGHT: Final = ("--threads", "1", "--kv-memory", "24MiB", "--max-waiting", "16")
+"""Pages for some five answers, and a queue that can be full."""
 CHUNKED, WHOLE = "prompts in chunks of 64", "prompts whole"
 POLICIES: Final = {CHUNKED: ("--chunk", "64"), WHOLE: ("--chunk", "0")}
 MORE_POLICIES: Final = {
@@ -35,7 +35,7 @@ MORE_POLICIES: Final = {
 }
 LOAD: Final = 0.6
 """Of the requests per second that so many users who never pause get answered."""
-USERS: Final = 16
+USERS: Final = 8
 CV: Final = 4.0
 
 

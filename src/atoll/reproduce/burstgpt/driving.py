@@ -21,6 +21,7 @@ from atoll.workload.generate.processes import Poisson
 from atoll.workload.pacer import Pacer
 
 RATE_PER_S = 50.0
+GIVEN_UP_S = 6.0
 
 
 def driving(full: bool, seed: int, say: Say) -> Iterator[Line]:
@@ -67,14 +68,14 @@ def _over_http(full: bool, seed: int, say: Say) -> Line:
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(Path(folder, "model"), seed, SHAPE)
         with serving(model, "--threads", "1", "--max-batch", "1", "--max-waiting", f"{len(demands)}") as server:
-            report = driven(server.url, Replay(demands), Prompts(seed), patience_s=span_s)
+            report = driven(server.url, Replay(demands), Prompts(seed), patience_s=GIVEN_UP_S)
     late_s = report.lateness_s
     return Line(
         "6c",
         f"{report.offered} requests at {RATE_PER_S:g}/s over HTTP, to `atoll serve` that writes one answer at a time",
         "all sent, P99 <= 10 ms",
         f"{report.offered} of {len(demands)} sent, {late_s.p99 * 1e3:.2f} ms (median {late_s.p50 * 1e3:.2f} ms), while "
-        f"{report.answered} were answered and the rest given up after {span_s:g} s; {cores()}",
+        f"{report.answered} were answered and the rest given up after {GIVEN_UP_S:g} s; {cores()}",
         judged(report.offered == len(demands) and late_s.p99 <= 0.010 and report.answered < report.offered / 2),
     )
 
