@@ -50,6 +50,16 @@ def test_several_prompts_and_answers_are_numbered(client):
     assert [choice.text for choice in tokens.choices] == ["you said ab", "you said c"]
 
 
+def test_tokens_by_number_where_asked_for(client):
+    ask = {"model": "parrot", "prompt": "ab", "max_tokens": 90, "extra_body": {"return_token_ids": True}}
+    whole = client.completions.create(**ask).choices[0]
+    parts = [chunk.choices[0] for chunk in client.completions.create(**ask, stream=True)]
+    assert bytes(whole.token_ids) == whole.text.encode() == b"you said ab"
+    assert [token for part in parts for token in getattr(part, "token_ids", ())] == whole.token_ids
+    del ask["extra_body"]
+    assert not hasattr(client.completions.create(**ask).choices[0], "token_ids")
+
+
 def test_a_prompt_is_scored(client):
     answer = client.completions.create(model="parrot", prompt="abc", max_tokens=0, echo=True, logprobs=2)
     choice = answer.choices[0]

@@ -82,6 +82,17 @@ def test_what_goes_in_comes_out(prompt, said):
         assert getattr(arrived, name) == getattr(request, name), name
 
 
+def test_tokens_come_by_number_where_they_are_wanted():
+    async def collected(upstream):
+        request = msgspec.structs.replace(ASK, token_ids=True)
+        return [delta async for delta in upstream.generate(request)]
+
+    with served(Scripted(lambda request: "five!")) as (url, _):
+        deltas = against(url, collected)
+    assert bytes(token for delta in deltas for token in delta.tokens) == b"five!"
+    assert deltas[-1].unnumbered == 0, "none is counted twice"
+
+
 def test_calls_come_as_the_text_that_makes_them():
     call = '<tool_call>{"name": "look", "arguments": {"at": "sea"}}</tool_call>'
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}

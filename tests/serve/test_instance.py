@@ -76,6 +76,7 @@ def test_answers_come_and_are_the_same_beside_each_other(folder):
     async def work():
         async with running(folder) as served:
             assert [each.name for each in served.describe()] == ["small"]
+            assert (served.load().free_pages, served.load().counts["preemptions"]) == (40, 0), "known before any asks"
             alone = await whole(served.generate(asked("a")))
             assert len(alone.tokens) == 12
             assert alone.finish == "length"

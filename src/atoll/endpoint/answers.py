@@ -25,7 +25,8 @@ class Choice:
     calls: Calls | None
     text: str = ""
     chosen: list[Chosen] = field(default_factory=list)
-    tokens: int = 0
+    ids: list[int] = field(default_factory=list)
+    unnumbered: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     prompt: tuple[Chosen, ...] = ()
@@ -36,7 +37,8 @@ class Choice:
         """What is said to the user now."""
         said = delta.text if self.calls is None else self.calls.push(delta.text)
         self.chosen += delta.chosen
-        self.tokens += len(delta.tokens) + delta.unnumbered
+        self.ids += delta.tokens
+        self.unnumbered += delta.unnumbered
         self.prompt = self.prompt or delta.prompt
         self.prompt_tokens, self.cached_tokens = delta.prompt_tokens, delta.cached_tokens
         if delta.finish is not None:
@@ -48,6 +50,11 @@ class Choice:
                     self.finish = "tool_calls"
         self.text += said
         return said
+
+    @property
+    def tokens(self) -> int:
+        """How many so far."""
+        return len(self.ids) + self.unnumbered
 
     @property
     def mean_logprob(self) -> float:
@@ -77,6 +84,7 @@ class Answers:
         head = _text(self._head)[:-1]
         self._begin = b"data: " + head + b',"choices":[{"index":'
         self._middle = b',"delta":{"content":' if asked.chat else b',"text":'
+        self._are_plain = not (asked.logprobs or asked.usage_always or asked.token_ids)
         self._end = (b"}" if asked.chat else b"") + b',"logprobs":null,"finish_reason":null}]'
         self._close = b',"usage":null}\n\n' if asked.usage else b"}\n\n"
 
@@ -122,6 +130,7 @@ class Answers:
             "message": message,
             "logprobs": logprobs if self.asked.logprobs else None,
             "finish_reason": choice.finish,
+            **self._numbers(choice.ids),
         }
 
     def _completion(self, index: int, number: int) -> dict[str, Any]:
@@ -133,7 +142,12 @@ class Answers:
             "text": echo + choice.text,
             "logprobs": _logprobs(chosen, 0 if self.asked.echo else len(echo)) if self.asked.logprobs else None,
             "finish_reason": choice.finish,
+            **self._numbers(choice.ids),
         }
+
+    def _numbers(self, ids: Sequence[int]) -> dict[str, Any]:
+        """As vLLM tells them, where they are asked for."""
+        return {"token_ids": list(ids)} if self.asked.token_ids else {}
 
     def _echo(self, number: int) -> str:
         return self._echoes[number // self.asked.best_of] if self.asked.echo else ""
@@ -157,14 +171,10 @@ class Answers:
         said = choice.take(delta)
         if first and self.asked.echo:
             said = self._echo(number) + said
-        if not self.asked.logprobs and not choice.made and choice.finish is None and not self.asked.usage_always:
-            return (
-                [b"%b%d%b%b%b%b" % (self._begin, number, self._middle, _text(said), self._end, self._close)]
-                if said
-                else []
-            )
+        if self._are_plain and not choice.made and choice.finish is None:
+            return [self._plain(number, said)] if said else []
         events: list[bytes] = []
-        if said or delta.chosen or (first and choice.prompt):
+        if said or delta.chosen or (first and choice.prompt) or (self.asked.token_ids and delta.tokens):
             events.append(self._said(number, said, delta, first))
         for i, call in enumerate(choice.made):
             made = self._call(number, i, call)
@@ -198,7 +208,8 @@ class Answers:
             before = len(self._echo(number)) + len(choice.text) - len(delta.text) if not first else 0
             logprobs = _logprobs(chosen, before)
             content = {"text": said}
-        return self._event(number, {**content, "logprobs": logprobs if self.asked.logprobs else None})
+        content["logprobs"] = logprobs if self.asked.logprobs else None
+        return self._event(number, {**content, **self._numbers(delta.tokens)})
 
     def _event(self, number: int, content: dict[str, Any], finish: str | None = None) -> bytes:
         choice = {"index": number, "logprobs": None, **content, "finish_reason": finish}

@@ -57,7 +57,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     `max_tokens` None: as many as fit. `stop`: texts at which the answer ends, before them. `logprobs`: with each token
     its log-probability and those of so many likelier ones; None: none. `prompt_logprobs`: the same of the prompt.
     `grammar`: what the answer must match, in llguidance's serialised form. `priority`: lower goes first.
-    `deadline_s`: from now on, for the whole answer. `labels`: what a router or scheduler may want to know beside.
+    `deadline_s`: from now on, for the whole answer. `token_ids`: the answer's tokens are wanted by number, which only
+    servers elsewhere need to be told. `labels`: what a router or scheduler may want to know beside.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str | None = None
     priority: int = 0
     deadline_s: float | None = None
+    token_ids: bool = False
     session: str = ""
     labels: Mapping[str, str] = {}
 

@@ -21,7 +21,8 @@ _ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 class Asked:
     """A call. Of each `best_of` requests in a row the answers are to the same prompt, and `n` of them are given.
 
-    `usage`: whether a stream ends with it; `usage_always`: whether it says so all along.
+    `usage`: whether a stream ends with it; `usage_always`: whether it says so all along. `token_ids`: whether it tells
+    tokens by number, too.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Asked:
     stream: bool
     usage: bool
     usage_always: bool
+    token_ids: bool
     echo: bool
     logprobs: bool
     tools: Tools | None
@@ -99,6 +101,7 @@ def _asked(
         stream=fields.flag("stream"),
         usage=options.flag("include_usage"),
         usage_always=always,
+        token_ids=requests[0].token_ids,
         echo=echo,
         logprobs=logprobs,
         tools=tools,
@@ -125,6 +128,7 @@ def _requests(
         "ignore_end": fields.flag("ignore_eos"),
         "priority": fields.whole("priority", -(1 << 31), 1 << 31) or 0,
         "deadline_s": deadline_ms / 1000 if deadline_ms >= 0 else None,
+        "token_ids": fields.flag("return_token_ids"),
         "session": fields.text("session_id"),
         "labels": _labels(fields, slo),
         **kind,

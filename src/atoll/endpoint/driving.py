@@ -42,7 +42,7 @@ class Prompts:
         return (*begun, *new)
 
     def answered(self, arrival: Arrival, prompt: tuple[int, ...], answer: list[int]) -> None:
-        """Remember it, for the next turn."""
+        """Remember it, for the next turn. Of an answer whose tokens nobody numbered, new ones take the place."""
         if arrival.service == "conversation":
             self._said[arrival.session] = [*prompt, *answer]
 
@@ -112,6 +112,7 @@ class Drive:
             max_tokens=n,
             ignore_end=True,
             sampling=Sampling(temperature=0.0),
+            token_ids=True,
             session=arrival.session,
         )
         first_s = last_s = math.nan

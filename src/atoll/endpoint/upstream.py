@@ -88,6 +88,7 @@ class Upstream:
         httpx = _httpx()
         self._running += 1
         usage: dict[str, Any] = {}
+        numbered = 0
         finish: Finish | None = None
         calls: dict[int, dict[str, str]] = {}
         try:
@@ -106,6 +107,7 @@ class Upstream:
                         _gather(calls, choice)
                         delta = _delta(choice)
                         if delta is not None:
+                            numbered += len(delta.tokens)
                             yield delta
         except TimeoutError as error:
             raise DeadlinePassed(f"the answer was not there within {request.deadline_s} s") from error
@@ -123,7 +125,7 @@ class Upstream:
             yield Delta(text=f'{BEGIN}{{"name": {json.dumps(call["name"])}, "arguments": {call["arguments"]}}}{END}')
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         yield Delta(
-            unnumbered=usage.get("completion_tokens", 0),
+            unnumbered=max(0, usage.get("completion_tokens", 0) - numbered),
             prompt_tokens=usage.get("prompt_tokens", 0),
             cached_tokens=cached,
             finish=finish,
@@ -172,6 +174,7 @@ def _body(request: Request) -> tuple[str, dict[str, Any]]:
         "ignore_eos": request.ignore_end or None,
         "stop_token_ids": list(request.stop_tokens) or None,
         "priority": request.priority or None,
+        "return_token_ids": request.token_ids or None,
         "session_id": request.session or None,
     }
     if request.grammar is not None:
@@ -221,7 +224,10 @@ def _delta(choice: dict[str, Any]) -> Delta | None:
     inside = choice.get("delta")
     text = choice.get("text") if inside is None else inside.get("content")
     chosen = _chosen(choice.get("logprobs"))
-    return Delta(text=text or "", chosen=chosen) if text or chosen else None
+    tokens = choice.get("token_ids") or ()
+    if not all(type(token) is int for token in tokens):
+        raise ValueError("token ids that are no numbers")
+    return Delta(text=text or "", tokens=tuple(tokens), chosen=chosen) if text or chosen or tokens else None
 
 
 def _gather(calls: dict[int, dict[str, str]], choice: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ def _serve(pipes: Pipes, setup: Setup) -> None:
         setup.batch, setup.step_tokens, setup.waiting, "swap" if setup.preemption == "swap" else "recompute"
     )
     engine = Engine(model, loaded.tokenizer, limits, setup.guesses)
+    _tell(engine, pipes, [])
     pipes.say(Ready(kernel))
     while (heard := pipes.heard(wait=not engine.busy)) is not None:
         for message in heard:

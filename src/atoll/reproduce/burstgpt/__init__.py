@@ -1,11 +1,13 @@
-"""Driver: what BurstGPT promises, as far as it needs no server (Wang et al., 2025, arXiv 2401.17644)."""
+"""Driver: what BurstGPT promises (Wang et al., 2025, arXiv 2401.17644)."""
 
 from collections.abc import Iterator
 
 from atoll.reproduce.api import Line, Say
 from atoll.reproduce.burstgpt.azure import fits, lengths
+from atoll.reproduce.burstgpt.bursts import bursts
 from atoll.reproduce.burstgpt.driving import driving
 from atoll.reproduce.burstgpt.reading import reading, same_bytes
+from atoll.reproduce.burstgpt.sharing import sharing
 from atoll.reproduce.burstgpt.synthetic import conversations, recovery
 
 
@@ -15,14 +17,8 @@ def demonstrate(full: bool, seed: int, say: Say) -> Iterator[Line]:
     yield from fits(seed, say)
     yield from lengths(seed, say)
     yield from conversations(seed, say)
-    yield Line(
-        "5",
-        "equal mean rate, bursty against Poisson on one server: P99 of the first token, preemptions, policies' ranks",
-        ">= 2x, more, changed",
-        "not yet: needs serve",
-        "not yet",
-        "-",
-    )
-    yield from driving(60.0 if full else 15.0, seed, say)
+    yield sharing(full, seed, say)
+    yield from bursts(full, seed, say)
+    yield from driving(full, seed, say)
     yield from reading(say)
     yield same_bytes(seed, say)

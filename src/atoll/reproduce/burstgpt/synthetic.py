@@ -51,7 +51,7 @@ def recovery(seed: int, say: Say) -> Iterator[Line]:
 
 
 def conversations(seed: int, say: Say) -> Iterator[Line]:
-    """Prompts with answers that are as long as they please, token by token; what an ideal cache would keep of them."""
+    """Prompts with answers that are as long as they please, token by token."""
     say(f"{SESSIONS:,} conversations")
     world, words = Conversations(Poisson(1.0), TALK, seed), Transcripts(32_000, seed)
     rng = stream(seed, "answers")
@@ -73,16 +73,8 @@ def conversations(seed: int, say: Say) -> Iterator[Line]:
         "4a",
         f"{SESSIONS:,} sessions: each prompt begins with the prompt and the answer before it, token by token",
         "all",
-        f"{exact:,} of {turns:,} turns",
+        f"{exact:,} of {turns:,} turns; {repeated / tokens:.2f} of all prompt tokens were said before",
         judged(exact == turns),
-    )
-    yield Line(
-        "4b",
-        "prefix-cache hits on our engine, against the same requests shuffled",
-        "> 0.6, about 0",
-        f"not yet: needs serve ({repeated / tokens:.2f} of all prompt tokens were said before)",
-        "not yet",
-        "-",
     )
 
 

@@ -1,0 +1,104 @@
+"""Driver: `atoll serve` as a child, asked over HTTP as users ask it, for demonstrations and benchmarks."""
+
+import asyncio
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from atoll.endpoint.driving import Drive, Prompts
+from atoll.endpoint.upstream import Upstream
+from atoll.errors import Unavailable
+from atoll.model.saved import save_model
+from atoll.model.tokenizer import ByteTokenizer
+from atoll.model.transformer import Transformer, TransformerConfig
+from atoll.runtime.processes import LocalProcesses
+from atoll.runtime.real import RealRuntime
+from atoll.workload.api import Workload
+from atoll.workload.slo import Account, Report
+
+START_S: Final = 180.0
+"""By then a server answers, its kernel compiled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that runs. `model`: what it calls the one it has."""
+
+    url: str
+    pid: int
+    model: str
+
+    @property
+    def engine_pid(self) -> int:
+        """Of the process that computes."""
+        return psutil.Process(self.pid).children()[0].pid
+
+    def counts(self) -> dict[str, float]:
+        """What /metrics says, by name; names without a label only."""
+        import httpx
+
+        lines = httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines()
+        found = (line.rsplit(" ", 1) for line in lines if line and line[0] != "#" and "{" not in line)
+        return {name: float(value) for name, value in found}
+
+
+@contextmanager
+def serving(model: str | Path, *flags: str) -> Iterator[Server]:
+    """The command with these flags, until it is no longer wanted. Unavailable: it doesn't serve, and why."""
+    argv = [sys.executable, "-m", "atoll", "serve", str(model), "--port", "0", "--json", *flags]
+    said: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, LocalProcesses(Path(folder)) as processes:
+        child = processes.start(argv, "serve", stdout=lambda _, line: said.append(json.loads(line)))
+        deadline = time.monotonic() + START_S
+        while not (ready := [event for event in said if event["event"] == "ready"]):
+            if processes.wait_any(0.1) or time.monotonic() > deadline:
+                raise Unavailable(f"{' '.join(argv[1:])} doesn't serve: {child.log.read_text('utf-8').strip()}")
+        yield Server(ready[0]["url"], child.pid, str(model))
+
+
+def random_model(folder: Path, seed: int, config: TransformerConfig) -> Path:
+    """A model of bytes that has learnt nothing, for those to whom only its speed matters."""
+    model = Transformer(config)
+    model.initialise(seed)
+    save_model(folder, model, ByteTokenizer())
+    return folder
+
+
+def driven(
+    url: str, workload: Workload, prompts: Prompts, until_s: float = math.inf, patience_s: float = 60.0
+) -> Report:
+    """What became of a workload; driven as by `atoll workload run`."""
+    return asyncio.run(_driven(url, workload, prompts, until_s, patience_s))
+
+
+async def _driven(url: str, workload: Workload, prompts: Prompts, until_s: float, patience_s: float) -> Report:
+    account = Account()
+    upstream = Upstream(url)
+    try:
+        await upstream.start()
+        (served,) = upstream.describe()
+        run = Drive(
+            RealRuntime(), upstream, served.name, workload, prompts, lambda _, outcome: account.handle(outcome),
+            account.offer,
+            until_s=until_s, patience_s=patience_s, most_tokens=served.context,
+        )  # fmt: skip
+        began = time.monotonic()
+        await run.run()
+        return account.report(time.monotonic() - began)
+    finally:
+        await upstream.close()
+
+
+def cores() -> str:
+    """Where others keep the cores busy, this measures them."""
+    return f"{os.getloadavg()[0]:.1f} processes wanted {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
