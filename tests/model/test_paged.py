@@ -193,3 +193,16 @@ def test_the_plain_source_computes_the_same(monkeypatch, tmp_path):
 
 def test_page_size_is_whole():
     assert PAGE_TOKENS % 8 == 0
+
+
+def test_states_are_what_the_logits_are_made_of(paged):
+    tokens = text(13, 50)
+    states = np.concatenate(
+        [
+            paged.states([Slice(tokens[:20], 0, [0, 1, 2, 3], 20)]),
+            paged.states([Slice(tokens[20:], 20, [0, 1, 2, 3], 30)]),
+        ]
+    )
+    assert states.shape == (50, 64)
+    head = model().lm_head.weight.detach().numpy()
+    np.testing.assert_allclose(states @ head.T, whole(model(), tokens), atol=5e-4, rtol=1e-3)
