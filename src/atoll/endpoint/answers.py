@@ -60,6 +60,7 @@ class Answers:
     """All answers of a call. `echoes`: the prompts' texts, where they are to be said too."""
 
     def __init__(self, asked: Asked, id: str, created: int, echoes: Sequence[str] = ()) -> None:
+        self.id = id
         self.asked, self._echoes = asked, echoes
         forced = asked.tools.forced if asked.tools is not None else False
         self.choices = [Choice(None if asked.tools is None else Calls(forced)) for _ in asked.requests]

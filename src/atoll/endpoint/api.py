@@ -124,8 +124,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """How busy it is. Pages are those of keys and values; 0 of 0 where nobody knows. `counts`: of what has happened
-    since it began, by what metrics call them, as `preemptions`. `steps`: how many an engine took with at most 1, 2, 4,
-    8 ... tokens, and more than half that. `instances`: engines by what they do: "ready" or "starting"."""
+    since it began, by what metrics call them, as `preemptions`. `steps`: how many had up to 1, 2, 4 ... tokens, and at
+    the end how many had more. `instances`: how many engines are "ready" or "starting"."""
 
     running: int = 0
     waiting: int = 0

@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 Rows = NDArray[np.float32]
 """Of a run: the logits, or the states, of those of its tokens of which they are wanted."""
 
-_SIZES: Final = 21
-"""Powers of two by which steps are counted."""
+_SIZES: Final = 15
+"""Of steps that are told apart: up to 1, 2, 4 ... 8192 tokens, and more."""
 
 
 @dataclass(slots=True)
