@@ -3,13 +3,14 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 
 import uvicorn
 
 from atoll.endpoint.api import Chosen, Conversation, Delta, Load, Request, Served, Text, Tokens
 from atoll.endpoint.face import Face
 from atoll.errors import ContextExceeded, NotServed
+from atoll.serve.instance import Instance
 from tests.serve.bytes_model import Bytes
 
 CONTEXT = 1000
@@ -104,7 +105,15 @@ def served(endpoint: object, **options: object) -> Iterator[tuple[str, Face]]:
         started.set()
 
     server.startup = told  # type: ignore[method-assign]
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+
+    async def serve() -> None:
+        async with AsyncExitStack() as ending:
+            if isinstance(endpoint, Instance):
+                await endpoint.start()
+                ending.push_async_callback(endpoint.close)
+            await server.serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     assert started.wait(20)
     port = server.servers[0].sockets[0].getsockname()[1]
