@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import socket
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -129,16 +129,16 @@ async def _serve(
 
     url = _url(listener)
     _tell(settings, "starting", f"starting {settings.upstream or settings.model}", url=url)
-    async with _endpoint(settings) as (endpoint, about):
+    async with _endpoint(settings) as (endpoint, begin), AsyncExitStack() as ending:
         face = Face(endpoint, keys=keys, vllm_names=settings.metrics_compat == "vllm", metrics_here=apart is None)
-        servers = [(_server(uvicorn, face.app), listener)]
+        serving = [await ending.enter_async_context(_serving(_server(uvicorn, face.app), listener))]
         if apart is not None:
-            servers.append((_server(uvicorn, face.metrics.app), apart))
+            serving.append(await ending.enter_async_context(_serving(_server(uvicorn, face.metrics.app), apart)))
+        about = await begin()
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ended.set)
-        serving = [asyncio.create_task(server.serve(sockets=[where])) for server, where in servers]
         names = ", ".join(served.name for served in endpoint.describe()) or "nothing yet"
         locked = "a key is asked for" if keys else "whoever reaches it may ask"
         also = {} if apart is None else {"metrics": f"{_url(apart)}/metrics"}
@@ -153,23 +153,35 @@ async def _serve(
         while face.answering and loop.time() < stop and not ended.is_set():
             await asyncio.sleep(0.05)
         face.end()
-        for server, _ in servers:
-            server.should_exit = True
-        await asyncio.gather(*serving)
     _tell(settings, "ended", "ended")
 
 
 @asynccontextmanager
-async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, str], None]:
-    """What answers, and what it is in words."""
+async def _serving(server: Any, listener: socket.socket) -> AsyncGenerator["asyncio.Task[None]", None]:
+    """A web server that runs until here, and then for a second at most."""
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield task
+    finally:
+        server.should_exit = True
+        await task
+
+
+@asynccontextmanager
+async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, Callable[[], Awaitable[str]]], None]:
+    """What answers, and how to begin, which gives what it is in words."""
     if settings.upstream is not None:
         from atoll.endpoint.upstream import Upstream
 
         key = None if settings.upstream_key_file is None else read_key(settings.upstream_key_file)
         upstream = Upstream(settings.upstream, key=key)
-        try:
+
+        async def look() -> str:
             await upstream.start()
-            yield upstream, f"at {upstream.url}"
+            return f"at {upstream.url}"
+
+        try:
+            yield upstream, look
         finally:
             await upstream.close()
         return
@@ -193,9 +205,13 @@ async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, s
         guesses=settings.guess,
     )
     instance = Instance(settings.name or settings.model, loaded, setup)
-    try:
+
+    async def load_it() -> str:
         await instance.start()
-        yield instance, instance.kernel
+        return instance.kernel
+
+    try:
+        yield instance, load_it
     finally:
         await instance.close()
 
