@@ -11,6 +11,7 @@ import torch
 
 from atoll.endpoint.api import Delta
 from atoll.errors import AnswerFailed, AtollError, Overloaded
+from atoll.model import torch_int4
 from atoll.model.api import Loaded
 from atoll.model.kernel import KernelModel
 from atoll.model.loading import load
@@ -70,6 +71,9 @@ def open_model(loaded: Loaded, setup: Setup) -> tuple[PagedModel, str]:
             return model, f"C++ kernel, {'8-bit' if model.integers else 'float32'} activations"
         except AtollError as error:
             why = f" ({error})"
+    if setup.kernel == "fast" and torch_int4.can(loaded.weights):
+        four = torch_int4.in_four_bits(loaded.weights)
+        return TorchModel(four, setup.pages), f"PyTorch, 4-bit weights, bfloat16 activations{why}"
     return TorchModel(loaded.weights.transformer(), setup.pages), f"PyTorch, float32{why}"
 
 
