@@ -98,7 +98,7 @@ def test_vectors_come_through_as_they_are(prompt):
     request = msgspec.structs.replace(ASK, prompt=prompt, embed=True)
     with served(Scripted()) as (url, _):
         _, last = against(url, lambda upstream: gathered(upstream, request))
-    assert last.embedding == (0.6, -0.8)
+    assert last.embedding == pytest.approx((0.6, -0.8))
     assert (last.prompt_tokens, last.finish) == (4 if isinstance(prompt, Text) else 2, "stop")
 
 

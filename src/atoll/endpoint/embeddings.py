@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atoll.endpoint.api import Delta, Request
 from atoll.endpoint.asking import Drawn, prompts, standing
@@ -26,7 +27,7 @@ class Vectors:
     requests: Sequence[Request]
     in_base64: bool
     dimensions: int | None
-    found: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    found: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     tokens: int = 0
 
     def take(self, number: int, delta: Delta) -> None:
@@ -36,7 +37,7 @@ class Vectors:
                 "dimensions",
                 f"dimensions must be {len(delta.embedding)}, the width of this model: it can't be shortened",
             )
-        self.found[number] = delta.embedding
+        self.found[number] = np.asarray(delta.embedding, "<f4")
         self.tokens += delta.prompt_tokens
 
     def body(self) -> dict[str, Any]:
@@ -48,9 +49,9 @@ class Vectors:
         usage = {"prompt_tokens": self.tokens, "total_tokens": self.tokens}
         return {"object": "list", "data": data, "model": self.model, "usage": usage}
 
-    def _written(self, vector: Sequence[float]) -> str | Sequence[float]:
+    def _written(self, vector: NDArray[np.float32]) -> Any:
         """As numbers, or as the bytes of little-endian float32."""
-        return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode() if self.in_base64 else vector
+        return base64.b64encode(vector.tobytes()).decode() if self.in_base64 else vector.tolist()
 
 
 def embeddings(fields: Fields, drawn: Drawn) -> Vectors:

@@ -215,7 +215,7 @@ class Face:
         vectors = embeddings(fields, drawn)
         async with aclosing(self._events(vectors.requests, together=TOGETHER)) as stream:
             await unless_gone(call, _collected(stream, vectors.take))
-        return in_json(await asyncio.to_thread(vectors.body))
+        return await asyncio.to_thread(lambda: in_json(vectors.body()))
 
     async def _begun(self, call: Call, prefix: str) -> tuple[Drawn, Fields]:
         """A call's name, which logs have, and its body."""

@@ -92,7 +92,9 @@ class Instance:
         """See `endpoint.api.Endpoint`."""
         if request.model != self.name:
             raise NotServed(f"there is no model {request.model!r} here; there is {self.name!r}")
+        began = time.monotonic()
         tokens = await asyncio.to_thread(self._tokens, request.prompt)
+        left_s = None if request.deadline_s is None else request.deadline_s - (time.monotonic() - began)
         if self._engine is None or not self._created:
             raise Draining("the engine is not ready yet", retry_s=AGAIN_S[-1])
         events: asyncio.Queue[_Event] = asyncio.Queue()
@@ -100,7 +102,7 @@ class Instance:
             raise InvalidRequest("id", f"{request.id} is being answered already")
         self._asked[request.id] = events
         try:
-            self._tell(Add(msgspec.structs.replace(request, prompt=tokens)))
+            self._tell(Add(msgspec.structs.replace(request, prompt=tokens, deadline_s=left_s)))
             while True:
                 event = await events.get()
                 if isinstance(event, RequestFailed):
