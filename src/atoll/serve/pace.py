@@ -1,42 +1,27 @@
-"""Policy: how long steps take, by how many tokens pass in them, as far as has been seen: for deadlines that are vain.
+"""Policy: how long steps take at the very least, by the fastest of late: for deadlines that can't be met."""
 
-A line through what was measured, least squares, in which what is long past counts little.
-"""
-
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Final
 
-_FADES: Final = 0.95
-"""What a step counts for, one step later."""
+_LATELY: Final = 128
+"""Steps."""
 
 
 @dataclass(slots=True)
 class Pace:
     """Told of steps; knows nothing before the first."""
 
-    _n: float = 0.0
-    _tokens: float = 0.0
-    _seconds: float = 0.0
-    _squares: float = 0.0
-    _products: float = 0.0
+    _steps: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LATELY))
+    """Seconds, and seconds for each token."""
 
     def passed(self, tokens: int, seconds: float) -> None:
         """A step has been taken."""
-        self._n = self._n * _FADES + 1
-        self._tokens = self._tokens * _FADES + tokens
-        self._seconds = self._seconds * _FADES + seconds
-        self._squares = self._squares * _FADES + tokens * tokens
-        self._products = self._products * _FADES + tokens * seconds
+        self._steps.append((seconds, seconds / tokens))
 
     def seconds(self, steps: int, tokens: int) -> float:
-        """What so many steps with so many tokens in all will take; 0 where nothing is known."""
-        if not self._n:
+        """What so many steps with so many tokens in all will take at least; 0 where nothing is known."""
+        if not self._steps:
             return 0.0
-        spread = self._n * self._squares - self._tokens**2
-        each = 0.0
-        if spread > 1e-9 * self._squares * self._n:
-            each = max(0.0, (self._n * self._products - self._tokens * self._seconds) / spread)
-        step = (self._seconds - each * self._tokens) / self._n
-        if step < 0:
-            step, each = 0.0, self._products / self._squares
-        return steps * step + tokens * each
+        step_s, token_s = min(step for step, _ in self._steps), min(token for _, token in self._steps)
+        return max(steps * step_s, tokens * token_s)
