@@ -161,7 +161,9 @@ def test_a_deadline_that_has_passed_or_can_not_be_met(url):
     ask(url, max_tokens=20)
     late = ask(url, slo={"deadline_ms": 0})
     assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_passed")
-    vain = ask(url, max_tokens=200, ignore_eos=True, slo={"deadline_ms": 0.5})
+    vain = late
+    while vain.status_code == 504:  # the time in which it came to the engine counts, too
+        vain = ask(url, max_tokens=250, ignore_eos=True, slo={"deadline_ms": 50})
     assert (vain.status_code, vain.json()["error"]["code"]) == (503, "deadline_impossible")
     assert int(vain.headers["retry-after"]) >= 1
     assert ask(url, slo={"deadline_ms": 60_000}).status_code == 200
