@@ -155,6 +155,7 @@ class Face:
                 "created": served.created,
                 "owned_by": "atoll",
                 "max_model_len": served.context,
+                "chat": served.chat,
             }
             for served in self.endpoint.describe()
         ]
