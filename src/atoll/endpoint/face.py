@@ -24,6 +24,7 @@ from atoll.endpoint.api import Delta, Endpoint, Request, Text, Tokens
 from atoll.endpoint.asking import Asked, Drawn
 from atoll.endpoint.fields import Fields, body
 from atoll.endpoint.metrics import CONTENT_TYPE, Metrics, Watch
+from atoll.endpoint.openapi import document
 from atoll.errors import (
     ContextExceeded,
     DeadlinePassed,
@@ -41,7 +42,7 @@ LARGEST_BODY: Final = 8 << 20
 PING_S: Final = 15.0
 """For which a stream may be silent."""
 _CLOSED: Final = 499
-_OPEN: Final = frozenset({"/", "/health", "/version", "/metrics"})
+_OPEN: Final = frozenset({"/", "/openapi.json", "/health", "/version", "/metrics"})
 """Paths that need no key."""
 _PAGE: Final = Path(__file__).with_name("page.html")
 
@@ -72,6 +73,7 @@ class Face:
         self._draining = False
         routes: tuple[tuple[str, str, Answer], ...] = (
             ("GET", "/", self._page),
+            ("GET", "/openapi.json", self._document),
             ("GET", "/health", self._health),
             ("GET", "/version", self._version),
             ("GET", "/metrics", self._metrics),
@@ -125,6 +127,9 @@ class Face:
     async def _page(self, call: Call) -> Response:
         return HTMLResponse(_PAGE.read_bytes())
 
+    async def _document(self, call: Call) -> Response:
+        return _json(document())
+
     async def _health(self, call: Call) -> Response:
         if self._draining or not self.endpoint.describe():
             why = "draining" if self._draining else "loading"
@@ -164,27 +169,23 @@ class Face:
         raise NotServed("no model that gives embeddings is loaded here")
 
     async def _tokenize(self, call: Call) -> Response:
-        fields = await self._fields(call)
-        text = fields.required("prompt")
-        if not isinstance(text, str):
-            raise fields.wrong("prompt", "must be a text")
+        model, text = asking.text(await self._fields(call))
         try:
-            tokens = self._tokenizer(fields).encode(text)
+            tokens = self._tokenizer(model).encode(text)
         except UnicodeEncodeError as error:
-            raise fields.wrong("prompt", "has half a character in it") from error
+            raise InvalidRequest("prompt", "prompt has half a character in it") from error
         return _json({"tokens": tokens, "count": len(tokens)})
 
     async def _detokenize(self, call: Call) -> Response:
-        fields = await self._fields(call)
-        tokenizer = self._tokenizer(fields)
-        tokens = fields.tokens("tokens")
+        model, tokens = asking.tokens(await self._fields(call))
+        tokenizer = self._tokenizer(model)
         if tokens and max(tokens) >= tokenizer.vocab_size:
-            raise fields.wrong("tokens", f"has a token above {tokenizer.vocab_size - 1}")
+            raise InvalidRequest("tokens", f"tokens has one above {tokenizer.vocab_size - 1}")
         return _json({"prompt": tokenizer.decode(tokens)})
 
-    def _tokenizer(self, fields: Fields) -> Tokenizer:
+    def _tokenizer(self, model: str) -> Tokenizer:
         served = self.endpoint.describe()
-        name = fields.text("model") or (served[0].name if served else "")
+        name = model or (served[0].name if served else "")
         tokenizer = self.endpoint.tokenizer(name)
         if tokenizer is None:
             raise NotServed(f"the tokens of {name!r} are known to the server elsewhere only")
