@@ -1,5 +1,5 @@
-"""Policy: the HTTP face as an OpenAPI 3.1 document. What a body may hold is noted while the code that reads bodies reads
-a small one, so that no list of fields is kept twice; SHAPES adds only the forms that no single word of `Fields` has."""
+"""Policy: the HTTP face as an OpenAPI 3.1 document. What a body may hold is noted while the code that reads bodies reads a
+small one, so that no list of fields is kept twice; SHAPES adds the forms that no single word of `Fields` has."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -18,6 +18,7 @@ _TOKENS: Final[Schema] = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "maximum": LARGEST_TOKEN},
 }
+_SOME_TOKENS: Final = _TOKENS | {"minItems": 1}
 
 
 def _object(required: str = "", **properties: Schema) -> Schema:
@@ -38,8 +39,7 @@ _FUNCTION: Final = _object(
 )
 SHAPES: Final[Mapping[str, Schema]] = {
     "prompt": {
-        "anyOf": [_TEXT, _list(_TEXT, 1, MOST_PROMPTS), _TOKENS | {"minItems": 1}]
-        + [_list(_TOKENS | {"minItems": 1}, 1, MOST_PROMPTS)]
+        "anyOf": [_TEXT, _SOME_TOKENS, _list(_TEXT, 1, MOST_PROMPTS), _list(_SOME_TOKENS, 1, MOST_PROMPTS)],
     },
     "messages": _list({"anyOf": [_MESSAGE, _SILENT]}, 1),
     "stop": {"anyOf": [_NAME, _list(_NAME, 0, MOST_STOPS), {"type": "null"}]},
@@ -71,7 +71,7 @@ SHAPES: Final[Mapping[str, Schema]] = {
 
 
 class Noted(Fields):
-    """Fields that keep in `schema` what each of them is asked as. `found`: those of a sound body, with all it must have."""
+    """Fields that keep in `schema` what each of them is asked as. `found`: all that a body must have."""
 
     def __init__(self, found: Mapping[str, Any], within: str = "") -> None:
         super().__init__(found, within)
