@@ -1,5 +1,5 @@
-"""/openapi.json is true: schemathesis, a tool that knows nothing of us, makes requests of it that must be taken, others that
-must be refused, and holds every answer against it."""
+"""/openapi.json is true: schemathesis, a tool that knows nothing of us, makes requests of it that must be taken, others
+that must be refused, and holds every answer against it."""
 
 from collections.abc import Iterator
 from typing import Any
