@@ -12,6 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from atoll.endpoint.api import Served
+from atoll.errors import EngineLost
 from tests.endpoint.scripted import CONTEXT, Scripted, served
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -185,7 +186,7 @@ def test_an_error_in_the_middle_of_an_answer_is_shown(chromium):
 
     async def breaks(request: object, piece: int) -> None:
         if piece == 4:
-            raise RuntimeError("the engine is on fire")
+            raise EngineLost("the engine is on fire")
 
     parrot.before = breaks
     with served(parrot) as (url, _):

@@ -1,5 +1,5 @@
 """Policy: the HTTP face as an OpenAPI 3.1 document. What a body may hold is noted while the code that reads bodies
-reads a small one, so that no list of fields is kept twice; SHAPES adds the forms that no single word of `Fields` has."""
+reads a small one, so that no list of fields is kept twice; SHAPES adds forms that no single word of `Fields` has."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
