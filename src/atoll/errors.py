@@ -113,8 +113,16 @@ class Draining(Overloaded):
     """The server takes no more requests: it is about to end, or not ready yet."""
 
 
+class DeadlineImpossible(Overloaded):
+    """The answer can't be there in time, as fast as the engine is. Nothing was begun; ask for less, or wait longer."""
+
+
 class DeadlinePassed(RequestFailed):
     """The answer was not there in time."""
+
+
+class AnswerFailed(RequestFailed):
+    """A mistake of the server's in this one answer; others go on. Its log has the reason, under the request's id."""
 
 
 class EngineLost(RequestFailed):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,19 +23,35 @@ from atoll.cli.serve import nbytes
 from atoll.errors import InvalidConfig
 from atoll.model.saved import save_model
 from atoll.model.tokenizer import ByteTokenizer
+from tests.model import gguf_files
 from tests.serve.bytes_model import model
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run that has trained a model."""
+    """A folder with a run that has trained a model, and with files that are none, or not whole."""
     path = tmp_path_factory.mktemp("home")
     save_model(path / "runs" / "first" / "model", model(), ByteTokenizer())
+    shutil.copytree(path / "runs" / "first" / "model", path / "dumb")
+    (path / "dumb" / "tokenizer.json").unlink()
+    about, tensors = gguf_files.metadata(), gguf_files.tensors()
+    for name, metadata in {
+        "whole": about,
+        "alien": {**about, "general.architecture": "mamba"},
+        "mute": {key: value for key, value in about.items() if not key.startswith("tokenizer")},
+        "shapeless": {key: value for key, value in about.items() if key != "llama.block_count"},
+    }.items():
+        (path / f"{name}.gguf").write_bytes(gguf_files.gguf(metadata, tensors))
+    whole = (path / "whole.gguf").read_bytes()
+    (path / "cut.gguf").write_bytes(whole[: len(whole) * 2 // 3])
+    (path / "rotten.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
     return path
 
 
 @contextmanager
-def serving(home: Path, *flags: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+def serving(
+    home: Path, *flags: str, told: dict[str, str] | None = None
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     argv = [sys.executable, "-m", "atoll", "serve", "--port", "0", "--json", "--threads", "1", *flags]
     process = subprocess.Popen(
         argv,
@@ -48,7 +65,10 @@ def serving(home: Path, *flags: str) -> Iterator[tuple[str, "subprocess.Popen[st
         assert process.stdout is not None
         for line in process.stdout:
             said = json.loads(line)
+            if said["event"] == "starting" and told is not None:
+                told["health"] = httpx.get(f"{said['url']}/health", timeout=60).text
             if said["event"] == "ready":
+                (told if told is not None else {}).update(said)
                 yield said["url"], process
                 break
         else:
@@ -75,7 +95,15 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, list[str]]:
 
 
 def test_a_run_is_served_until_it_is_told_to_end(home):
-    with serving(home, "runs/first", "--kernel", "torch") as (url, process):
+    with serving(home, "runs/first", "--kernel", "torch", "--metrics", "127.0.0.1:0", told=(about := {})) as (
+        url,
+        process,
+    ):
+        assert about["health"] == '{"status":"loading"}'
+        apart = about["metrics"]
+        assert httpx.get(f"{url}/metrics").status_code == 404
+        assert "atoll_kv_blocks_free" in httpx.get(apart).text
+        assert httpx.get(apart.replace("/metrics", "/v1/models")).status_code == 404
         answer = ask(url).json()
         assert len(answer["choices"][0]["text"]) >= 1
         assert answer["usage"]["completion_tokens"] == 5
@@ -83,26 +111,51 @@ def test_a_run_is_served_until_it_is_told_to_end(home):
         assert ended(process) == (0, ["ended"])
 
 
-def test_answers_under_way_end_after_sigterm(home):
-    with serving(home, "runs/first", "--kernel", "torch", "--name", "small") as (url, process):
-        begun = threading.Event()
-        text = []
+def test_after_sigterm_all_are_answered_or_told_to_go_elsewhere(home):
+    """Some are being answered then, some wait, and all ask again and again."""
+    body = {"model": "small", "prompt": "once", "max_tokens": 60, "temperature": 0, "logit_bias": {"0": -100}}
+    begun = threading.Semaphore(0)
+    ends: list[str] = []
 
-        def read() -> None:
-            body = {"model": "small", "prompt": "once", "max_tokens": 200, "temperature": 0, "stream": True}
-            with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
-                for line in answer.iter_lines():
-                    text.append(line)
-                    begun.set()
+    def ask_once(i: int) -> str:
+        stream = i % 3 > 0
+        try:
+            asking = httpx.stream("POST", f"{url}/v1/completions", json={**body, "stream": stream}, timeout=60)
+            answer = asking.__enter__()
+        except (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError):
+            return "closed"
+        try:
+            lines = []
+            for line in answer.iter_lines():
+                lines += [line] if line else []
+                begun.release()
+        except httpx.HTTPError as error:
+            return f"broken: {error!r}"
+        finally:
+            asking.__exit__(None, None, None)
+        if answer.status_code == 503:
+            return "refused" if answer.headers["retry-after"] == "5" else "refused in no way"
+        whole = '"finish_reason":"length"' in "".join(lines) and (lines[-1] == "data: [DONE]" or not stream)
+        return "answered" if whole else "cut short"
 
-        reading = threading.Thread(target=read)
-        reading.start()
-        assert begun.wait(30)
+    def work(i: int) -> None:
+        end = "answered"
+        while end == "answered":
+            ends.append(end := ask_once(i))
+
+    with serving(home, "runs/first", "--kernel", "torch", "--name", "small", "--max-batch", "3") as (url, process):
+        clients = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for client in clients:
+            client.start()
+        for _ in range(70):
+            assert begun.acquire(timeout=30)
         code, events = ended(process)
-        reading.join(30)
-        assert (code, events[-1]) == (0, "ended")
-        assert [line for line in text if line][-1] == "data: [DONE]"
-        assert '"finish_reason":"length"' in "".join(text)
+        for client in clients:
+            client.join(30)
+            assert not client.is_alive()
+        assert (code, events) == (0, ["draining", "ended"])
+    assert set(ends) <= {"answered", "refused", "closed"}, ends
+    assert {"answered", "refused"} <= set(ends)
 
 
 @pytest.mark.slow
@@ -163,6 +216,13 @@ def test_a_conversation_in_a_pipe(home):
         (["serve", "nothing-there"], 2, "there is no model 'nothing-there'"),
         (["serve", "smollm2"], 2, "get it with: atoll model pull smollm2"),
         (["serve", "runs"], 2, "runs is no model"),
+        (["serve", "alien.gguf"], 1, "alien.gguf: general.architecture is 'mamba'; known here: llama"),
+        (["serve", "mute.gguf"], 1, "mute.gguf: has no tokenizer.ggml.model"),
+        (["serve", "shapeless.gguf"], 1, "shapeless.gguf: has no llama.block_count"),
+        (["serve", "cut.gguf"], 1, "cut.gguf: "),
+        (["serve", "rotten.gguf"], 1, "rotten.gguf: "),
+        (["serve", "dumb"], 1, "dumb/tokenizer.json: "),
+        (["serve", "runs/first", "--metrics", "9090"], 2, "--metrics is '9090'; write HOST:PORT"),
         (["serve", "runs/first", "--kv-memory", "much"], 2, "--kv-memory"),
         (["serve", "runs/first", "--kv-memory", "10"], 2, "--kv-memory"),
         (["serve", "runs/first", "--port", "99999"], 2, "--port must be from 0 to 65535"),

@@ -3,13 +3,14 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 
 import uvicorn
 
 from atoll.endpoint.api import Chosen, Conversation, Delta, Load, Request, Served, Text, Tokens
 from atoll.endpoint.face import Face
 from atoll.errors import ContextExceeded, NotServed
+from atoll.serve.instance import Instance
 from tests.serve.bytes_model import Bytes
 
 CONTEXT = 1000
@@ -34,6 +35,9 @@ class Scripted:
         if len(prompt) > CONTEXT:
             raise ContextExceeded("prompt", f"{len(prompt)} tokens; the context has room for {CONTEXT}")
         self.asked.append(request)
+        if request.embed:
+            yield Delta(embedding=(0.6, -0.8), prompt_tokens=len(prompt), finish="stop")
+            return
         self.open += 1
         finished = False
         try:
@@ -104,7 +108,15 @@ def served(endpoint: object, port: int = 0, **options: object) -> Iterator[tuple
         started.set()
 
     server.startup = told  # type: ignore[method-assign]
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+
+    async def serve() -> None:
+        async with AsyncExitStack() as ending:
+            if isinstance(endpoint, Instance):
+                await endpoint.start()
+                ending.push_async_callback(endpoint.close)
+            await server.serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     assert started.wait(20)
     port = server.servers[0].sockets[0].getsockname()[1]

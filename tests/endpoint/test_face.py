@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from atoll.endpoint.api import Delta
 from tests.endpoint.scripted import Scripted, served
 
 BODY = {"model": "parrot", "prompt": "abc", "max_tokens": 5}
@@ -41,7 +43,8 @@ BODY = {"model": "parrot", "prompt": "abc", "max_tokens": 5}
         ({"stop_token_ids": ["a"]}, "stop_token_ids"), ({"slo": {"deadline_ms": -1}}, "slo.deadline_ms"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-        ({"prompt": ["a"] * 100, "n": 2}, "n"),
+        ({"prompt": ["a"] * 100, "n": 2}, "n"), ({"slo": {"ttft_ms": "soon"}}, "slo.ttft_ms"),
+        ({"slo": {"class": 3}}, "slo.class"), ({"slo": 5}, "slo"), ({"session_id": 5}, "session_id"),
     ],
 )  # fmt: skip
 def test_the_field_to_mend_is_named(url, changed, param):
@@ -80,6 +83,22 @@ def test_what_is_no_object_is_refused(url, data):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("data", "param"),
+    [
+        (b'{"model":"parrot","prompt":"x","temperature":NaN}', "temperature"),
+        (b'{"model":"parrot","prompt":"x","logit_bias":{"5":Infinity}}', "logit_bias.5"),
+        (b'{"model":"parrot","prompt":[1,[-Infinity]]}', "prompt[1][0]"),
+        (b'{"model":"parrot","prompt":"x","top_p":1e999}', "top_p"),
+        (b'{"top_p":NaN', None),
+        (b"NaN", None),
+    ],
+)
+def test_what_is_no_number_of_json_is_named(url, data, param):
+    answer = httpx.post(f"{url}/v1/completions", content=data)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 def test_parts_of_a_content_are_one_text(url, parrot):
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body = {"model": "parrot", "messages": [{"role": "developer", "content": parts}]}
@@ -89,14 +108,29 @@ def test_parts_of_a_content_are_one_text(url, parrot):
 
 def test_paths_and_methods_that_are_none(url):
     assert httpx.get(f"{url}/v2/nothing").json()["error"]["message"] == "there is nothing at /v2/nothing"
-    assert httpx.get(f"{url}/v1/completions").status_code == 405
-    assert httpx.post(f"{url}/v1/embeddings", json={}).status_code == 404
+    answer = httpx.get(f"{url}/v1/completions")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (405, "GET is not for /v1/completions")
 
 
 def test_a_body_too_large_is_refused(url):
     answer = httpx.post(f"{url}/v1/completions", content=b" " * (9 << 20))
     assert answer.status_code == 413
     assert "larger" in answer.json()["error"]["message"]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    with served(Scripted(), body_s=0.05) as (url, _), connected(url) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        answer = b""
+        while part := client.recv(4096):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"was not there within 0.05 s" in answer
+
+
+def connected(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
 
 
 VALUES = [
@@ -149,7 +183,7 @@ def test_no_body_makes_the_server_fail(url):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("said", [0, 3])
-def test_who_goes_away_is_no_longer_answered(stream, said):
+def test_who_goes_away_is_no_longer_answered(stream, said, caplog):
     """At once, or in the middle of an answer; before anything could be sent to notice it by."""
     parrot = Scripted(lambda request: "x" * 50)
     reached, gone = threading.Event(), threading.Event()
@@ -165,8 +199,7 @@ def test_who_goes_away_is_no_longer_answered(stream, said):
     parrot.before = wait
     with served(parrot) as (url, face):
         body = json.dumps({**BODY, "max_tokens": 50, "stream": stream}).encode()
-        host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as client:
+        with connected(url) as client:
             client.sendall(
                 b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
             )
@@ -176,6 +209,31 @@ def test_who_goes_away_is_no_longer_answered(stream, said):
         assert len(parrot.gone) == 1
         assert httpx.get(f"{url}/health").status_code == 200
         assert face.answering == 0
+    (line,) = [record.message for record in caplog.records if record.name == "atoll.endpoint.clients"]
+    assert re.fullmatch(r"499 POST /v1/completions cmpl-[0-9a-f]{24}: the client went away", line)
+
+
+def test_who_takes_nothing_of_a_stream_is_given_up(caplog):
+    """What it was sent fills all buffers between it and the server; then the server waits, but not for long."""
+    gone = threading.Event()
+
+    class Endless(Scripted):
+        async def generate(self, request):
+            sent = 0
+            try:
+                while True:
+                    sent += 1
+                    assert sent < 2000, "it piles up"
+                    yield Delta(text="x" * (1 << 16))
+                    await asyncio.sleep(0 if sent < 200 else 0.01)
+            finally:
+                gone.set()
+
+    with served(Endless(), stall_s=0.1) as (url, _), connected(url) as client:
+        body = json.dumps({**BODY, "stream": True}).encode()
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        assert gone.wait(20)
+    assert "the client took nothing for 0.1 s" in caplog.text
 
 
 def test_a_stream_that_waits_is_pinged():
@@ -235,6 +293,77 @@ def test_who_drains_takes_no_more_and_ends_what_it_has():
         assert answers[0].json()["choices"][0]["text"] == "ab"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_is_not_through_when_the_server_ends_is_told(stream):
+    parrot = Scripted(lambda request: "abc")
+    reached = threading.Event()
+    loops = []
+
+    async def wait(request, i):
+        if i == 1:
+            loops.append(asyncio.get_running_loop())
+            reached.set()
+            await asyncio.sleep(60)
+
+    parrot.before = wait
+    with served(parrot) as (url, face):
+        answers = []
+        body = {**BODY, "stream": stream}
+        asking = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=20))
+        )
+        asking.start()
+        assert reached.wait(20)
+        loops[0].call_soon_threadsafe(face.end)
+        asking.join(20)
+        assert not asking.is_alive()
+    (answer,) = answers
+    if stream:
+        assert '"code": "overloaded"' in answer.text
+        assert answer.text.endswith("data: [DONE]\n\n")
+    else:
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
+# -- mistakes of ours --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("at", ["asking", "the endpoint", "the endpoint later", "writing"])
+def test_a_mistake_is_said_under_an_id_that_the_log_has(stream, at, monkeypatch, caplog):
+    parrot = Scripted(lambda request: "abc")
+
+    async def fail(request, i):
+        if at.startswith("the endpoint") and i == (2 if "later" in at else 0):
+            raise ZeroDivisionError("planted")
+
+    def broken(*args):
+        raise ZeroDivisionError("planted")
+
+    parrot.before = fail
+    if at == "asking":
+        monkeypatch.setattr("atoll.endpoint.asking.completion", broken)
+    elif at == "writing":
+        monkeypatch.setattr("atoll.endpoint.answers.Choice.take", broken)
+    with served(parrot) as (url, face):
+        answer = httpx.post(f"{url}/v1/completions", json={**BODY, "stream": stream})
+        assert httpx.get(f"{url}/health").status_code == 200
+        assert face.answering == 0
+    if stream and at in ("the endpoint later", "writing"):
+        assert answer.status_code == 200
+        assert answer.text.endswith("data: [DONE]\n\n")
+        error = json.loads(answer.text.split("data: ")[-2])["error"]
+    else:
+        assert answer.status_code == 500
+        error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "answer_failed")
+    assert "planted" not in error["message"]
+    (id,) = re.findall(r"cmpl-[0-9a-f]+(?:-0)?|\b[0-9a-f]{16}\b", error["message"])
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert id in record.message
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_it_is_not_healthy_before_a_model_is_there():
     parrot = Scripted()
     parrot.ready = False
@@ -279,6 +408,58 @@ def test_metrics_are_read_by_prometheus(vllm):
     assert ("vllm:num_requests_running" in found) == vllm
     if vllm:
         assert samples["vllm:generation_tokens_total", None] == 15
+
+
+def test_metrics_can_have_a_port_of_their_own():
+    with served(Scripted(), metrics_here=False, keys=["secret"]) as (url, face):
+        assert httpx.get(f"{url}/metrics").status_code == 404
+        httpx.post(f"{url}/v1/completions", json=BODY, headers={"Authorization": "Bearer secret"})
+        with httpx.Client(transport=Loopless(face.metrics.app), base_url="http://x") as client:
+            assert (
+                'atoll_requests_total{finish_reason="length",model="parrot",status="200"} 1.0'
+                in client.get("/metrics").text
+            )
+            assert client.get("/v1/models").json()["error"]["message"] == "there is nothing at /v1/models"
+
+
+class Loopless(httpx.BaseTransport):
+    """An ASGI application without a server."""
+
+    def __init__(self, app):
+        self._transport = httpx.ASGITransport(app)
+
+    def handle_request(self, request):
+        async def work():
+            answer = await self._transport.handle_async_request(request)
+            return httpx.Response(answer.status_code, headers=answer.headers, content=await answer.aread())
+
+        return asyncio.run(work())
+
+
+def test_promises_are_counted_by_their_class():
+    parrot = Scripted(lambda request: "abcde")
+
+    async def wait(request, i):
+        await asyncio.sleep(0.02 if i and request.labels.get("class") == "slow" else 0)
+
+    parrot.before = wait
+    with served(parrot) as (url, _):
+        for slo in (
+            {"class": "quick", "ttft_ms": 60_000, "tbt_ms": 60_000, "deadline_ms": 60_000},
+            {"class": "slow", "tbt_ms": 10},
+            {"class": "slow", "ttft_ms": 60_000},
+            {"class": "none"},
+        ):
+            httpx.post(f"{url}/v1/completions", json={**BODY, "slo": slo})
+        httpx.post(f"{url}/v1/completions", json={**BODY, "prompt": "x" * 1001, "slo": {"ttft_ms": 60_000}})
+        families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    (kept,) = [family for family in families if family.name == "atoll_slo_attained"]
+    counted = {
+        (sample.labels["class"], sample.labels["result"]): sample.value
+        for sample in kept.samples
+        if sample.name.endswith("_total")
+    }
+    assert counted == {("quick", "attained"): 1, ("slow", "missed"): 1, ("slow", "attained"): 1, ("", "missed"): 1}
 
 
 def test_the_page_is_there(url):

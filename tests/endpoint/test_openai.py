@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from atoll.endpoint.api import Request
-from atoll.errors import DeadlinePassed, Draining, EngineLost, Overloaded
+from atoll.errors import AnswerFailed, DeadlineImpossible, DeadlinePassed, Draining, EngineLost, Overloaded
 from tests.endpoint.scripted import Scripted, served
 
 SAY = [{"role": "user", "content": "häy €"}]
@@ -225,7 +225,9 @@ def test_answers_can_be_held_to_a_schema(client, parrot):
         (Overloaded("too many", 7.0), openai.RateLimitError, "rate_limit_exceeded"),
         (Draining("about to end"), openai.InternalServerError, "overloaded"),
         (DeadlinePassed("late"), openai.InternalServerError, "deadline_passed"),
+        (DeadlineImpossible("in vain", 7.0), openai.InternalServerError, "deadline_impossible"),
         (EngineLost("died"), openai.InternalServerError, "engine_lost"),
+        (AnswerFailed("broke"), openai.InternalServerError, "answer_failed"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -242,6 +244,7 @@ def test_errors_are_of_the_clients_classes(error, expected, code, stream):
             client.chat.completions.create(model="parrot", messages=SAY, stream=stream)
     assert caught.value.code == code
     if isinstance(error, Overloaded) and not isinstance(error, Draining):
+        assert caught.value.status_code == (503 if isinstance(error, DeadlineImpossible) else 429)
         assert caught.value.response.headers["retry-after"] == "7"
 
 
@@ -275,7 +278,8 @@ def test_keys_are_asked_for():
         assert client.models.list().data
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{url}/v1", api_key="three", max_retries=0).models.list()
-        assert httpx.get(f"{url}/v1/models").status_code == 401
+        refused = httpx.get(f"{url}/v1/models")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         assert httpx.get(f"{url}/health").status_code == 200
 
 

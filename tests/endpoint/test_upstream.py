@@ -11,6 +11,7 @@ from atoll.endpoint.api import Conversation, Delta, Request, Sampling, Text, Tok
 from atoll.endpoint.upstream import Upstream
 from atoll.errors import (
     ContextExceeded,
+    DeadlineImpossible,
     DeadlinePassed,
     Draining,
     EngineLost,
@@ -92,6 +93,15 @@ def test_calls_come_as_the_text_that_makes_them():
     assert last.finish == "stop"
 
 
+@pytest.mark.parametrize("prompt", [Text("häy"), Tokens((104, 105))])
+def test_vectors_come_through_as_they_are(prompt):
+    request = msgspec.structs.replace(ASK, prompt=prompt, embed=True)
+    with served(Scripted()) as (url, _):
+        _, last = against(url, lambda upstream: gathered(upstream, request))
+    assert last.embedding == pytest.approx((0.6, -0.8))
+    assert (last.prompt_tokens, last.finish) == (4 if isinstance(prompt, Text) else 2, "stop")
+
+
 def test_models_are_found():
     with served(Scripted()) as (url, _):
         found = against(url, lambda upstream: asyncio.sleep(0, upstream.describe()))
@@ -102,7 +112,7 @@ def test_models_are_found():
     "error",
     [
         Overloaded("too many", 3.0), Draining("about to end"), DeadlinePassed("late"), NotServed("none"),
-        ContextExceeded("prompt", "too long"),
+        ContextExceeded("prompt", "too long"), DeadlineImpossible("in vain", 3.0),
     ],
 )  # fmt: skip
 def test_its_errors_are_ours(error):
@@ -116,7 +126,7 @@ def test_its_errors_are_ours(error):
         against(url, lambda upstream: gathered(upstream, ASK))
     assert type(caught.value) is type(error)
     if isinstance(error, Overloaded):
-        assert caught.value.retry_s == (3.0 if type(error) is Overloaded else 1.0)
+        assert caught.value.retry_s == error.retry_s
 
 
 def test_a_key_is_given():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from atoll.errors import InvalidTensor
+from atoll.model import torch_int4
 from atoll.model.kernel import KernelModel
 from atoll.model.packed import EMBEDDING, Matrix, Packed
 from atoll.model.paged import PAGE_TOKENS, PagedModel, Slice
@@ -151,6 +152,20 @@ def test_rounded_activations_come_close_and_are_as_invariant(name):
     assert apart.max() < 0.1, apart
 
 
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1"])
+@pytest.mark.parametrize("n", [1, 5, 50])
+def test_four_bits_in_pytorch_come_close(name, n):
+    weights = packed_as(name, Packed.of(model()))
+    if not torch_int4.can(weights):
+        pytest.skip("this PyTorch has no product of four-bit rows for this processor")
+    four = TorchModel(torch_int4.in_four_bits(weights), PAGES)
+    tokens = text(14, n)
+    found, wanted = cut(four, tokens, [n], [0, 1, 2, 3]), whole(weights.transformer(), tokens)
+    apart = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert 0 < apart.max() < 0.05, apart
+    assert not torch_int4.can(packed_as("Q8_0", Packed.of(model())))
+
+
 def test_an_untied_head_has_rows_of_its_own():
     transformer = model()
     weights = Packed.of(transformer)
@@ -193,3 +208,16 @@ def test_the_plain_source_computes_the_same(monkeypatch, tmp_path):
 
 def test_page_size_is_whole():
     assert PAGE_TOKENS % 8 == 0
+
+
+def test_states_are_what_the_logits_are_made_of(paged):
+    tokens = text(13, 50)
+    states = np.concatenate(
+        [
+            paged.states([Slice(tokens[:20], 0, [0, 1, 2, 3], 20)]),
+            paged.states([Slice(tokens[20:], 20, [0, 1, 2, 3], 30)]),
+        ]
+    )
+    assert states.shape == (50, 64)
+    head = model().lm_head.weight.detach().numpy()
+    np.testing.assert_allclose(states @ head.T, whole(model(), tokens), atol=5e-4, rtol=1e-3)

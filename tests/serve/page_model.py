@@ -54,6 +54,10 @@ class PageModel:
                 rows.append(row)
         return np.array(rows, np.float32).reshape(-1, VOCAB)
 
+    def states(self, slices: Sequence[Slice]) -> np.ndarray:
+        """The first numbers of the logits."""
+        return self.forward(slices)[:, : self.config.width] + 1
+
     def save(self, pages: Sequence[int]) -> Saved:
         held = self._slots[list(pages)].copy()
         return Saved(held, held)

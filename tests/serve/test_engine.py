@@ -1,14 +1,22 @@
 """Every request gets the answer it would get alone, whatever else happens; nothing waits for ever, no page is lost."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from atoll.endpoint.api import Delta, Request, Sampling, Text, Tokens
-from atoll.errors import ContextExceeded, InvalidRequest, Overloaded
+from atoll.errors import ContextExceeded, DeadlineImpossible, InvalidRequest, Overloaded
 from atoll.model.kernel import KernelModel
 from atoll.model.packed import Packed
 from atoll.model.paged import PAGE_TOKENS
+from atoll.model.speculative import lookup
+from atoll.model.torch_pages import TorchModel
+from atoll.runtime.api import settle
+from atoll.serve import engine as driver
 from atoll.serve.engine import Engine
+from atoll.serve.sampling import draw
 from atoll.serve.scheduler import Limits
 from tests.serve.bytes_model import END, Bytes, model
 from tests.serve.page_model import PageModel, answer
@@ -253,3 +261,160 @@ def test_what_is_no_grammar_is_refused():
     pytest.importorskip("llguidance")
     with pytest.raises(InvalidRequest, match="held to it"):
         real().add(request("a", b"x", grammar="{nonsense"))
+
+
+# -- texts as vectors --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """The same model, by Hugging Face's library."""
+    transformers = pytest.importorskip("transformers")
+    made = model()
+    c = made.config
+    config = transformers.LlamaConfig(
+        vocab_size=c.vocab_size, hidden_size=c.width, num_hidden_layers=c.layers, num_attention_heads=c.heads,
+        num_key_value_heads=c.key_heads, intermediate_size=c.mlp_width, max_position_embeddings=c.context,
+        rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta, tie_word_embeddings=True, attn_implementation="eager",
+    )  # fmt: skip
+    other = transformers.LlamaForCausalLM(config).eval()
+    other.load_state_dict(made.state_dict() | {"lm_head.weight": made.lm_head.weight}, strict=True)
+    return other
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_text_is_the_mean_of_its_last_hidden_states(theirs, plain):
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(1, 256, n).tolist() for n in (1, 40, 90)]
+    paged = TorchModel(model(), 20) if plain else KernelModel(Packed.of(model()), 20, threads=2)
+    served = Engine(paged, Bytes(), Limits(step_tokens=33))
+    for i, text in enumerate(texts):
+        served.add(request(f"{i}", text, embed=True, max_tokens=None))
+    served.add(request("beside", texts[1]))
+    said = finish(served)
+    assert len(tokens_of(said["beside"])) == 10
+    for i, text in enumerate(texts):
+        (delta,) = said[f"{i}"]
+        with torch.inference_mode():
+            states = theirs(torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0]
+        wanted = torch.nn.functional.normalize(states.mean(0), dim=0).numpy()
+        np.testing.assert_allclose(delta.embedding, wanted, atol=2e-5)
+        assert (delta.prompt_tokens, delta.tokens, delta.finish) == (len(text), (), "stop")
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_who_steps_back_while_it_is_read_is_scored_and_embedded_as_if_alone(preemption):
+    prompt = [40 + i % 9 for i in range(60)]
+    asks = {"score": {"max_tokens": 0, "logprobs": 1, "prompt_logprobs": True}, "embed": {"embed": True}}
+    for name, options in asks.items():
+        alone = engine()
+        alone.add(request(name, prompt, **options))
+        (wanted,) = finish(alone)[name]
+        crowded = engine(pages=10, batch=4, step_tokens=6, preemption=preemption)
+        for i in range(3):
+            crowded.add(request(f"{i}", [50 + i] * 14, max_tokens=50))
+        for _ in range(8):
+            crowded.step()
+        crowded.add(request(name, prompt, **options))
+        (delta,) = finish(crowded)[name]
+        assert crowded.counts.preemptions > 0
+        assert delta.prompt == wanted.prompt
+        np.testing.assert_allclose(delta.embedding, wanted.embedding, atol=1e-6)
+
+
+# -- mistakes, and deadlines -------------------------------------------------------------------------------------------
+
+
+def planted(name: str):
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError(name)
+
+    return fail
+
+
+@pytest.mark.parametrize("where", ["draw", "text", "end of the text", "grammar", "guess", "mean"])
+def test_a_mistake_in_one_answer_is_no_others_concern(where, monkeypatch, caplog):
+    served = engine(guesses=3)
+    for i in range(4):
+        served.add(request(f"{i}", [40 + i] * 20, embed=where == "mean" and i == 2))
+    asked = served._asked["2"]
+    if where == "draw":
+        whole = asked.sequence.sampling = Sampling(temperature=1.0)
+        monkeypatch.setattr(
+            driver, "draw", lambda row, sampling, *rest: 1 // 0 if sampling is whole else draw(row, sampling, *rest)
+        )
+    elif where == "text":
+        asked.answer.push = planted(where)
+    elif where == "end of the text":
+        asked.answer.end = planted(where)
+    elif where == "grammar":
+        asked.grammar = SimpleNamespace(allowed=planted(where))
+    elif where == "guess":
+        monkeypatch.setattr(driver, "lookup", lambda tokens, n: 1 // 0 if tokens[0] == 42 else lookup(tokens, n))
+    else:
+        asked.mean = SimpleNamespace(take=planted(where))
+    said = finish(served)
+    assert said["2"][-1] == Delta(finish="error")
+    for i in (0, 1, 3):
+        assert tokens_of(said[f"{i}"]) == answer([40 + i] * 20, 10)
+    assert served.scheduler.pool.free == served.scheduler.pool.pages
+    assert "request 2 failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    assert served.counts.answers_failed == 1
+
+
+class Clock:
+    """A world in which a pass takes a second, and a tenth more for each token."""
+
+    def __init__(self):
+        self.t = 0.0
+
+    def now(self):
+        return self.t
+
+    def compute(self, op, fn):
+        self.t += 1.0 + 0.1 * (op.prefill_tokens + sum(1 for _ in range(op.batch) if not op.prefill_tokens))
+        return fn()
+
+
+@pytest.fixture
+def clock():
+    clock = Clock()
+    settle(clock)
+    yield clock
+    settle(None)
+
+
+def test_a_deadline_that_can_not_be_met_is_said_at_once(clock):
+    served = engine(step_tokens=10)
+    served.add(request("unknown", [40] * 30, deadline_s=0.1))
+    assert finish(served)["unknown"] == [Delta(finish="deadline")], "nothing was known yet"
+    served.add(request("learn", [41] * 35, max_tokens=8))
+    finish(served)
+    # Thirty tokens are three passes of a second and ten tenths each.
+    served.add(request("in time", [42] * 30, max_tokens=1, deadline_s=6.5))
+    assert finish(served)["in time"][-1].finish == "length"
+    with pytest.raises(DeadlineImpossible, match=r"takes 6 s at least.*deadline is in 5.5 s"):
+        served.add(request("vain", [43] * 30, max_tokens=1, deadline_s=5.5))
+    with pytest.raises(DeadlineImpossible):
+        served.add(request("long", [44] * 30, max_tokens=4, ignore_end=True, deadline_s=9.0))
+    served.add(request("before", [45] * 100, max_tokens=1))
+    with pytest.raises(DeadlineImpossible, match="20 s of it until it is its turn") as caught:
+        served.add(request("behind", [46] * 30, max_tokens=1, deadline_s=25.5))
+    assert caught.value.retry_s == pytest.approx(20, rel=0.02)
+    served.add(request("first", [47] * 30, max_tokens=1, deadline_s=6.5, priority=-1))
+    assert {deltas[-1].finish for deltas in finish(served).values()} == {"length"}
+    served.add(request("known", [42] * 30, max_tokens=1, deadline_s=4.0))
+    assert finish(served)["known"][-1].finish == "length", "sixteen of its tokens were there"
+
+
+def test_what_takes_how_long_is_told_at_the_end(clock):
+    served = engine(step_tokens=10, batch=1)
+    served.add(request("a", [40] * 20, max_tokens=4))
+    served.add(request("b", [41] * 20, max_tokens=1))
+    said = finish(served)
+    times = said["a"][-1].times
+    assert (times.queue_s, times.prefill_s, times.decode_s) == pytest.approx((0.0, 4.0, 3.3))
+    times = said["b"][-1].times
+    assert (times.queue_s, times.prefill_s, times.decode_s) == pytest.approx((7.3, 4.0, 0.0))
+    assert served.load().steps[:5] == (3, 0, 0, 0, 4)

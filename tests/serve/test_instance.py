@@ -9,23 +9,32 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from atoll.endpoint.api import Conversation, Delta, Request, Sampling, Text, Tokens
 from atoll.errors import (
     ContextExceeded,
     DeadlinePassed,
+    Draining,
     EngineLost,
     InvalidRequest,
     NotServed,
     Overloaded,
     RequestFailed,
+    Unavailable,
 )
+from atoll.model import torch_int4
+from atoll.model.api import Loaded
 from atoll.model.loading import load
+from atoll.model.packed import Packed
+from atoll.model.paged import Slice
 from atoll.model.saved import save_model
 from atoll.model.tokenizer import ByteTokenizer
 from atoll.serve import instance as driver
+from atoll.serve import process
 from atoll.serve.instance import Instance, whole
 from atoll.serve.messages import LARGEST, Add, Drop, Setup, Unpacker, packed
+from tests.model.test_paged import packed_as
 from tests.serve.bytes_model import model
 
 GREEDY = Sampling(temperature=0)
@@ -147,6 +156,10 @@ def test_an_engine_that_dies_is_said_and_started_again(folder, monkeypatch):
                 async for _ in stream:
                     pass
             assert not served.describe() or served.restarts
+            if not served.describe():
+                with pytest.raises(Draining, match="not ready"):
+                    await whole(served.generate(asked("c")))
+                assert served.load().instances == {"starting": 1}
             while not served.describe():
                 await asyncio.sleep(0.01)
             assert served.restarts == 1
@@ -172,6 +185,32 @@ def test_no_process_is_left(folder):
         assert not psutil.pid_exists(pid)
 
     run(work)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "packing", "words"),
+    [
+        ("exact", "Q4_1", "PyTorch, float32 (no compiler)"),
+        ("fast", "Q4_1", "PyTorch, 4-bit weights, bfloat16 activations (no compiler)"),
+        ("fast", "Q8_0", "PyTorch, float32 (no compiler)"),
+    ],
+)
+def test_without_a_compiler_pytorch_computes(folder, monkeypatch, kernel, packing, words):
+    def none(*args, **options):
+        raise Unavailable("no compiler")
+
+    monkeypatch.setattr(process, "KernelModel", none)
+    weights = packed_as(packing, Packed.of(model()))
+    if not torch_int4.can(packed_as("Q4_1", Packed.of(model()))):
+        words = "PyTorch, float32 (no compiler)"
+    threads = torch.get_num_threads()
+    try:
+        loaded = Loaded("small", weights, ByteTokenizer(), None)
+        paged, said = process.open_model(loaded, setup_of(folder, kernel=kernel))
+    finally:
+        torch.set_num_threads(threads)
+    assert said == words
+    assert paged.forward([Slice([1, 2], 0, [0])]).shape == (1, 256)
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import socket
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,6 +22,8 @@ from atoll.errors import InvalidConfig, Unavailable
 
 DRAIN_S: Final = 30.0
 """For which answers under way may go on after SIGTERM."""
+STALL_S: Final = 60.0
+"""For which a connection may take nothing of what was sent."""
 _UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -64,6 +66,8 @@ class ServeSettings:
     """The address of a server to forward to, for example http://127.0.0.1:8001."""
     upstream_key_file: Path | None = None
     """The key it asks for."""
+    metrics: str | None = None
+    """HOST:PORT on which /metrics is then found, and nowhere else: so that the API's port can be for everybody."""
     metrics_compat: Literal["none", "vllm"] = "none"
     """Also give common metrics the names that dashboards for vLLM look for."""
     json: bool = False
@@ -81,6 +85,8 @@ class ServeSettings:
             if not least <= value <= most:
                 raise InvalidConfig(f"{flag} must be from {least} to {most}, not {value}")
         nbytes(self.kv_memory)
+        if self.metrics is not None:
+            address(self.metrics)
 
 
 def nbytes(text: str) -> int:
@@ -91,40 +97,54 @@ def nbytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
+def address(text: str) -> tuple[str, int]:
+    """ "0.0.0.0:9090", or "[::1]:9090". InvalidConfig for what is none."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InvalidConfig(f"--metrics is {text!r}; write HOST:PORT, for example 127.0.0.1:9090")
+    return host.strip("[]"), int(port)
+
+
 def main(argv: list[str]) -> int:
     """Serve until told to end; then let answers under way end, for a while."""
     settings = parse(
         ServeSettings, argv, prog="atoll serve", description=str(ServeSettings.__doc__), env=os.environ
     ).value
     keys = () if settings.api_key_file is None else read_keys(settings.api_key_file)
-    with _listening(settings.host, settings.port) as listener:
-        asyncio.run(_serve(settings, keys, listener))
+    with ExitStack() as open_sockets:
+        listener = open_sockets.enter_context(_listening("--port", settings.host, settings.port))
+        apart = None
+        if settings.metrics is not None:
+            apart = open_sockets.enter_context(_listening("--metrics", *address(settings.metrics)))
+        asyncio.run(_serve(settings, keys, listener, apart))
     return 0
 
 
-async def _serve(settings: ServeSettings, keys: tuple[str, ...], listener: socket.socket) -> None:
+async def _serve(
+    settings: ServeSettings, keys: tuple[str, ...], listener: socket.socket, apart: socket.socket | None
+) -> None:
+    """`apart`: where metrics are asked for, if not with the rest."""
     uvicorn = _uvicorn()
     from atoll.endpoint.face import Face
 
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = _url(listener)
     _tell(settings, "starting", f"starting {settings.upstream or settings.model}", url=url)
-    async with _endpoint(settings) as (endpoint, about):
-        face = Face(endpoint, keys=keys, vllm_names=settings.metrics_compat == "vllm")
-        config = uvicorn.Config(
-            face.app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="off", ws="none"
-        )
-        server = uvicorn.Server(config)
-        server.capture_signals = _ours
+    async with _endpoint(settings) as (endpoint, begin), AsyncExitStack() as ending:
+        face = Face(endpoint, keys=keys, vllm_names=settings.metrics_compat == "vllm", metrics_here=apart is None)
+        serving = [await ending.enter_async_context(_serving(_server(uvicorn, face.app), listener))]
+        if apart is not None:
+            serving.append(await ending.enter_async_context(_serving(_server(uvicorn, face.metrics.app), apart)))
+        about = await begin()
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ended.set)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
         names = ", ".join(served.name for served in endpoint.describe()) or "nothing yet"
         locked = "a key is asked for" if keys else "whoever reaches it may ask"
-        _tell(settings, "ready", f"serving {names} ({about}) at {url}, {locked}; Ctrl-C ends it", url=url, about=about)
-        await asyncio.wait([serving, asyncio.ensure_future(ended.wait())], return_when=asyncio.FIRST_COMPLETED)
+        also = {} if apart is None else {"metrics": f"{_url(apart)}/metrics"}
+        where = f"{url}, {locked}" + (f"; metrics at {also['metrics']}" if also else "")
+        _tell(settings, "ready", f"serving {names} ({about}) at {where}; Ctrl-C ends it", url=url, about=about, **also)
+        await asyncio.wait([*serving, asyncio.ensure_future(ended.wait())], return_when=asyncio.FIRST_COMPLETED)
         face.drain()
         if face.answering:
             _tell(settings, "draining", f"letting {face.answering} calls end; Ctrl-C again ends at once")
@@ -132,22 +152,36 @@ async def _serve(settings: ServeSettings, keys: tuple[str, ...], listener: socke
         stop = loop.time() + DRAIN_S
         while face.answering and loop.time() < stop and not ended.is_set():
             await asyncio.sleep(0.05)
-        server.should_exit = True
-        await serving
+        face.end()
     _tell(settings, "ended", "ended")
 
 
 @asynccontextmanager
-async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, str], None]:
-    """What answers, and what it is in words."""
+async def _serving(server: Any, listener: socket.socket) -> AsyncGenerator["asyncio.Task[None]", None]:
+    """A web server that runs until here, and then for a second at most."""
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield task
+    finally:
+        server.should_exit = True
+        await task
+
+
+@asynccontextmanager
+async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, Callable[[], Awaitable[str]]], None]:
+    """What answers, and how to begin, which gives what it is in words."""
     if settings.upstream is not None:
         from atoll.endpoint.upstream import Upstream
 
         key = None if settings.upstream_key_file is None else read_key(settings.upstream_key_file)
         upstream = Upstream(settings.upstream, key=key)
-        try:
+
+        async def look() -> str:
             await upstream.start()
-            yield upstream, f"at {upstream.url}"
+            return f"at {upstream.url}"
+
+        try:
+            yield upstream, look
         finally:
             await upstream.close()
         return
@@ -171,26 +205,32 @@ async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, s
         guesses=settings.guess,
     )
     instance = Instance(settings.name or settings.model, loaded, setup)
-    try:
+
+    async def load_it() -> str:
         await instance.start()
-        yield instance, instance.kernel
+        return instance.kernel
+
+    try:
+        yield instance, load_it
     finally:
         await instance.close()
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def _listening(flag: str, host: str, port: int) -> Iterator[socket.socket]:
     """A listening socket, before anything is loaded. Unavailable: somebody else listens there."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # Named, or asyncio doesn't see that it is TCP and lets answers wait for acknowledgements, 40 ms each.
         with socket.socket(family, kind, socket.IPPROTO_TCP) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # whoever takes nothing, or has no network any more, is cut off
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * STALL_S))
+            listener.bind(where)
             listener.listen(2048)
             yield listener
     except OSError as error:
-        raise Unavailable(f"can't listen on {host}:{port}: {error.strerror or error}; take another --port") from error
+        raise Unavailable(f"can't listen on {host}:{port}: {error.strerror or error}; take another {flag}") from error
 
 
 @contextmanager
@@ -201,6 +241,21 @@ def _ours() -> Iterator[None]:
 
 def _tell(settings: ServeSettings, event: str, line: str, **fields: str) -> None:
     say(json.dumps({"event": event, **fields}) if settings.json else f"atoll serve: {line}")
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _server(uvicorn: Any, app: Any) -> Any:
+    """A web server for it, that leaves signals to us."""
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="off", ws="none"
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = _ours
+    return server
 
 
 def _uvicorn() -> Any:

@@ -60,6 +60,7 @@ class Answers:
     """All answers of a call. `echoes`: the prompts' texts, where they are to be said too."""
 
     def __init__(self, asked: Asked, id: str, created: int, echoes: Sequence[str] = ()) -> None:
+        self.id = id
         self.asked, self._echoes = asked, echoes
         forced = asked.tools.forced if asked.tools is not None else False
         self.choices = [Choice(None if asked.tools is None else Calls(forced)) for _ in asked.requests]
@@ -239,10 +240,17 @@ def _logprobs(chosen: Sequence[Chosen], before: int) -> dict[str, Any]:
     for each in chosen:
         offsets.append(at)
         at += len(each.text)
-    top = [{text: value for _, text, _, value in each.top} if each.logprob is not None else None for each in chosen]
     return {
         "tokens": [each.text for each in chosen],
         "token_logprobs": [each.logprob for each in chosen],
-        "top_logprobs": top,
+        "top_logprobs": [None if each.logprob is None else _by_text(each.top) for each in chosen],
         "text_offset": offsets,
     }
+
+
+def _by_text(top: Sequence[tuple[int, str, bytes, float]]) -> dict[str, float]:
+    """Of tokens that look alike, as parts of characters do, the likeliest."""
+    found: dict[str, float] = {}
+    for _, text, _, value in top:
+        found.setdefault(text, value)
+    return found

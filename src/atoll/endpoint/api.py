@@ -10,7 +10,7 @@ import msgspec
 
 from atoll.model.api import Tokenizer
 
-Finish = Literal["stop", "length", "aborted", "deadline"]
+Finish = Literal["stop", "length", "aborted", "deadline", "error"]
 
 
 class Text(msgspec.Struct, frozen=True, tag="text"):
@@ -58,6 +58,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     its log-probability and those of so many likelier ones; None: none. `prompt_logprobs`: the same of the prompt.
     `grammar`: what the answer must match, in llguidance's serialised form. `priority`: lower goes first.
     `deadline_s`: from now on, for the whole answer. `labels`: what a router or scheduler may want to know beside.
+    `embed`: no answer, but the prompt as a vector.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None
     session: str = ""
     labels: Mapping[str, str] = {}
+    embed: bool = False
 
 
 class Chosen(msgspec.Struct, frozen=True):
@@ -91,11 +93,20 @@ class Chosen(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, str, bytes, float], ...] = ()
 
 
+class Times(msgspec.Struct, frozen=True):
+    """Seconds a request waited, its prompt was read, and it was answered, by its engine's clock."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """What there is more of an answer. The texts together are the answer; a text may be empty.
 
     `chosen` where log-probabilities were asked for: the tokens whose text has been said. The last delta has `finish`,
-    and no other. `prompt`: the prompt's tokens, on the first where `prompt_logprobs` were asked for.
+    and no other, and `times` where the engine is known. `prompt`: the prompt's tokens, on the first where
+    `prompt_logprobs` were asked for. `embedding`: of length 1, where that was asked for.
     """
 
     text: str = ""
@@ -107,17 +118,22 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     finish: Finish | None = None
+    times: Times | None = None
+    embedding: tuple[float, ...] = ()
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """How busy it is. Pages are those of keys and values; 0 of 0 where nobody knows. `counts`: of what has happened
-    since it began, by what metrics call them, as `preemptions`."""
+    since it began, by what metrics call them, as `preemptions`. `steps`: how many had up to 1, 2, 4 ... tokens, and at
+    the end how many had more. `instances`: how many engines are "ready" or "starting"."""
 
     running: int = 0
     waiting: int = 0
     pages: int = 0
     free_pages: int = 0
     counts: Mapping[str, int] = {}
+    steps: tuple[int, ...] = ()
+    instances: Mapping[str, int] = {}
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +152,8 @@ class Endpoint(Protocol):
         """The answer, as it comes. Closing the iterator (`aclose`) gives it up and frees all it held.
 
         Errors, before the first delta or after any: `NotServed` (no such model), `InvalidRequest` (names the field),
-        `ContextExceeded`, `Overloaded` (asks to come back), `DeadlinePassed`, `EngineLost`.
+        `ContextExceeded`, `Overloaded` (asks to come back), `DeadlineImpossible`, `DeadlinePassed`, `AnswerFailed`,
+        `EngineLost`.
         """
 
     def load(self) -> Load: ...

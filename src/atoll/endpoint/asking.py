@@ -47,7 +47,7 @@ class Drawn:
 
 def completion(fields: Fields, drawn: Drawn) -> Asked:
     """A body of /v1/completions."""
-    prompts = _prompts(fields)
+    asked = prompts(fields, "prompt", MOST_PROMPTS)
     n = fields.whole("n", 1, MOST_ANSWERS) or 1
     best_of = fields.whole("best_of", n, MOST_ANSWERS) or n
     stream = fields.flag("stream")
@@ -61,7 +61,7 @@ def completion(fields: Fields, drawn: Drawn) -> Asked:
         "prompt_logprobs": echo and logprobs is not None,
         "grammar": grammar_of(fields),
     }
-    requests = _requests(fields, drawn, prompts, best_of, kind)
+    requests = _requests(fields, drawn, asked, best_of, kind)
     return _asked(fields, requests, n, best_of, chat=False, echo=echo, logprobs=logprobs is not None, tools=None)
 
 
@@ -120,26 +120,33 @@ def _requests(
 ) -> tuple[Request, ...]:
     if len(prompts) * each > MOST_ANSWERS:
         raise fields.wrong("n", f"asks for {len(prompts) * each} answers in one call; at most {MOST_ANSWERS} are given")
-    slo = fields.object("slo")
-    deadline_ms = slo.number("deadline_ms", 0, 1e9, -1.0) if slo is not None else -1.0
     seed = fields.whole("seed", -(1 << 63), (1 << 63) - 1)
     seed = drawn.seed() if seed is None else seed
     common: dict[str, Any] = {
-        "model": fields.required_text("model"),
+        **standing(fields),
         "min_tokens": fields.whole("min_tokens", 0, _MOST_TOKENS) or 0,
         "stop": _stops(fields),
         "stop_tokens": fields.tokens("stop_token_ids"),
         "ignore_end": fields.flag("ignore_eos"),
-        "priority": fields.whole("priority", -(1 << 31), 1 << 31) or 0,
-        "deadline_s": deadline_ms / 1000 if deadline_ms >= 0 else None,
-        "session": fields.text("session_id"),
-        "labels": _labels(fields, slo),
         **kind,
     }
     return tuple(
         Request(id=f"{drawn.id}-{i}", prompt=prompt, sampling=_sampling(fields, seed + j), **common)
         for i, (prompt, j) in enumerate((prompt, j) for prompt in prompts for j in range(each))
     )
+
+
+def standing(fields: Fields) -> dict[str, Any]:
+    """Of whom, by when: what requests of all kinds have."""
+    slo = fields.object("slo") or Fields({})
+    deadline_ms = slo.number("deadline_ms", 0, 1e9, -1.0)
+    return {
+        "model": fields.required_text("model"),
+        "priority": fields.whole("priority", -(1 << 31), 1 << 31) or 0,
+        "deadline_s": deadline_ms / 1000 if deadline_ms >= 0 else None,
+        "session": fields.text("session_id"),
+        "labels": _labels(fields, slo),
+    }
 
 
 def _sampling(fields: Fields, seed: int) -> Sampling:
@@ -165,12 +172,13 @@ def _bias(fields: Fields) -> dict[int, float]:
     return found
 
 
-def _labels(fields: Fields, slo: Fields | None) -> dict[str, str]:
-    """What routers and schedulers may look at."""
+def _labels(fields: Fields, slo: Fields) -> dict[str, str]:
+    """What routers, schedulers and metrics may look at."""
+    slo.text("class")
+    for target in ("ttft_ms", "tbt_ms"):
+        slo.number(target, 0, 1e9, 0)
     found = {"offline": "1"} if fields.flag("offline") else {}
-    for name in slo or ():
-        found[name] = str(slo.get(name)) if slo is not None else ""
-    return found
+    return found | {name: str(slo.get(name)) for name in slo if slo.get(name) is not None}
 
 
 def _stops(fields: Fields) -> tuple[str, ...]:
@@ -181,26 +189,26 @@ def _stops(fields: Fields) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _prompts(fields: Fields) -> list[Prompt]:
+def prompts(fields: Fields, name: str, most: int) -> list[Prompt]:
     """A text, texts, tokens, or lists of tokens."""
-    value = fields.required("prompt")
+    value = fields.required(name)
     if isinstance(value, str):
         return [Text(value)]
     if not isinstance(value, list) or not value:
-        raise fields.wrong("prompt", "must be a text, a list of texts, token ids, or a list of lists of them")
+        raise fields.wrong(name, "must be a text, a list of texts, token ids, or a list of lists of them")
     if all(type(each) in (int, float) for each in value):
-        return [Tokens(token_ids(value, fields, "prompt"))]
-    if len(value) > MOST_PROMPTS:
-        raise fields.wrong("prompt", f"holds {len(value)} prompts; at most {MOST_PROMPTS} are taken in one call")
-    prompts: list[Prompt] = []
+        return [Tokens(token_ids(value, fields, name))]
+    if len(value) > most:
+        raise fields.wrong(name, f"holds {len(value)} prompts; at most {most} are taken in one call")
+    found: list[Prompt] = []
     for each in value:
         if isinstance(each, str):
-            prompts.append(Text(each))
+            found.append(Text(each))
         elif isinstance(each, list) and each:
-            prompts.append(Tokens(token_ids(each, fields, "prompt")))
+            found.append(Tokens(token_ids(each, fields, name)))
         else:
-            raise fields.wrong("prompt", "must be a text, a list of texts, token ids, or a list of lists of them")
-    return prompts
+            raise fields.wrong(name, "must be a text, a list of texts, token ids, or a list of lists of them")
+    return found
 
 
 def _messages(fields: Fields) -> tuple[dict[str, Any], ...]:

@@ -1,5 +1,6 @@
 """Policy: the fields of a request's body, each taken as what it must be; the error names the one that isn't."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -9,6 +10,8 @@ import msgspec
 from atoll.errors import InvalidRequest
 
 LARGEST_TOKEN: Final = (1 << 31) - 1
+_LOOKED_AT: Final = 1 << 16
+"""Bytes of a body in which it is worth while to look for what is wrong."""
 
 
 def body(data: bytes) -> "Fields":
@@ -16,10 +19,32 @@ def body(data: bytes) -> "Fields":
     try:
         found = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if (name := _no_number(data)) is not None:
+            raise InvalidRequest(name, f"{name} is no finite number, and JSON has no others") from error
         raise InvalidRequest("", f"the body is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise InvalidRequest("", "the body must be a JSON object")
     return Fields(found)
+
+
+def _no_number(data: bytes) -> str | None:
+    """A field that is NaN or infinite, as careless clients write it; None where that isn't what is wrong."""
+    if len(data) > _LOOKED_AT:
+        return None
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    open_fields = [(name, value) for name, value in found.items()] if isinstance(found, dict) else []
+    while open_fields:
+        name, value = open_fields.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(name)
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        open_fields += [
+            (f"{name}.{key}" if isinstance(value, dict) else f"{name}[{key}]", each) for key, each in inside
+        ]
+    return None
 
 
 class Fields:

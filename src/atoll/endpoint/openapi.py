@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from atoll.endpoint import asking
 from atoll.endpoint.asking import MOST_PROMPTS, MOST_STOPS, ROLES, Drawn
+from atoll.endpoint.embeddings import MOST_INPUTS, embeddings
 from atoll.endpoint.fields import LARGEST_TOKEN, Fields
 from atoll.version import VERSION
 
@@ -37,10 +38,16 @@ _FUNCTION: Final = _object(
     type={"const": "function"},
     function=_object("name", name=_NAME, description={}, parameters={"type": ["object", "null"]}),
 )
+
+
+def _prompts(most: int) -> Schema:
+    return {"anyOf": [_TEXT, _SOME_TOKENS, _list(_TEXT, 1, most), _list(_SOME_TOKENS, 1, most)]}
+
+
 SHAPES: Final[Mapping[str, Schema]] = {
-    "prompt": {
-        "anyOf": [_TEXT, _SOME_TOKENS, _list(_TEXT, 1, MOST_PROMPTS), _list(_SOME_TOKENS, 1, MOST_PROMPTS)],
-    },
+    "prompt": _prompts(MOST_PROMPTS),
+    "input": _prompts(MOST_INPUTS),
+    "encoding_format": {"enum": ["float", "base64", None]},
     "messages": _list({"anyOf": [_MESSAGE, _SILENT]}, 1),
     "stop": {"anyOf": [_NAME, _list(_NAME, 0, MOST_STOPS), {"type": "null"}]},
     "logit_bias": {
@@ -96,7 +103,7 @@ class Noted(Fields):
         return super().required_text(name)
 
     def text(self, name: str, default: str = "") -> str:
-        self._note(name, {"type": ["string", "null"]})
+        self._note(name, SHAPES.get(name, {"type": ["string", "null"]}))
         return super().text(name, default)
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -144,6 +151,7 @@ def bodies() -> dict[str, Schema]:
             lambda fields: asking.chat(fields, drawn),
             {"model": "m", "messages": [{"role": "user", "content": "x"}]},
         ),
+        "/v1/embeddings": (lambda fields: embeddings(fields, drawn), {"model": "m", "input": "x"}),
         "/tokenize": (asking.text, {"prompt": "x"}),
         "/detokenize": (asking.tokens, {}),
     }
@@ -203,6 +211,13 @@ _SAID: Final = _object(
 _ANSWERS: Final[Mapping[str, Schema]] = {
     "/v1/completions": _answer("text_completion", text=_TEXT),
     "/v1/chat/completions": _answer("chat.completion", message=_SAID),
+    "/v1/embeddings": _object(
+        "object data model usage",
+        object={"const": "list"},
+        data=_list(_object("index embedding", index=_WHOLE, embedding={"type": ["array", "string"]})),
+        model=_TEXT,
+        usage=_object("prompt_tokens total_tokens", prompt_tokens=_WHOLE, total_tokens=_WHOLE),
+    ),
     "/tokenize": _object("tokens count", tokens=_TOKENS, count=_WHOLE),
     "/detokenize": _object("prompt", prompt=_TEXT),
     "/v1/models": _object("object data", object={"const": "list"}, data=_list(_CARD)),
@@ -213,6 +228,7 @@ _ANSWERS: Final[Mapping[str, Schema]] = {
 _SUMMARIES: Final[Mapping[str, str]] = {
     "/v1/completions": "Go on with a text, or with several",
     "/v1/chat/completions": "Answer a conversation",
+    "/v1/embeddings": "Texts as vectors",
     "/tokenize": "A text as tokens",
     "/detokenize": "Tokens as a text",
     "/v1/models": "What is served",

@@ -11,6 +11,7 @@ from atoll.endpoint.api import Chosen, Conversation, Delta, Finish, Load, Reques
 from atoll.endpoint.calls import BEGIN, END
 from atoll.errors import (
     ContextExceeded,
+    DeadlineImpossible,
     DeadlinePassed,
     Draining,
     EngineLost,
@@ -89,6 +90,9 @@ class Upstream:
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         """See `endpoint.api.Endpoint`."""
+        if request.embed:
+            yield await self._embedded(request)
+            return
         path, body = _body(request)
         httpx = _httpx()
         self._running += 1
@@ -112,14 +116,8 @@ class Upstream:
                         delta = _delta(choice)
                         if delta is not None:
                             yield delta
-        except TimeoutError as error:
-            raise DeadlinePassed(f"the answer was not there within {request.deadline_s} s") from error
-        except httpx.TimeoutException as error:
-            raise EngineLost(f"{self.url} says nothing any more") from error
-        except httpx.HTTPError as error:
-            raise EngineLost(f"{self.url}: {error or type(error).__name__}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RequestFailed(f"{self.url} answers in no way known here: {error}") from error
+        except (TimeoutError, httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._ours(error, request) from error
         finally:
             self._running -= 1
         if finish is None:
@@ -133,6 +131,42 @@ class Upstream:
             cached_tokens=cached,
             finish=finish,
         )
+
+    async def _embedded(self, request: Request) -> Delta:
+        """A text as a vector, by a model there."""
+        match request.prompt:
+            case Text(text):
+                prompt: Any = text
+            case Tokens(tokens):
+                prompt = tokens
+            case _:
+                raise InvalidRequest("input", "a conversation can't be made a vector")
+        self._running += 1
+        try:
+            async with asyncio.timeout(request.deadline_s):
+                body = {"model": request.model, "input": prompt, "encoding_format": "float"}
+                answer = await self._client.post("/v1/embeddings", json=body)
+            if answer.status_code != 200:
+                raise _error(answer.status_code, answer.content, answer.headers.get("retry-after"))
+            told = answer.json()
+            vector = tuple(float(number) for number in told["data"][0]["embedding"])
+            tokens_read = int((told.get("usage") or {}).get("prompt_tokens") or 0)
+        except (TimeoutError, _httpx().HTTPError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise self._ours(error, request) from error
+        finally:
+            self._running -= 1
+        return Delta(embedding=vector, prompt_tokens=tokens_read, finish="stop")
+
+    def _ours(self, error: Exception, request: Request) -> RequestFailed:
+        """What went wrong between here and there."""
+        httpx = _httpx()
+        if isinstance(error, TimeoutError):
+            return DeadlinePassed(f"the answer was not there within {request.deadline_s} s")
+        if isinstance(error, httpx.TimeoutException):
+            return EngineLost(f"{self.url} says nothing any more")
+        if isinstance(error, httpx.HTTPError):
+            return EngineLost(f"{self.url}: {str(error) or type(error).__name__}")
+        return RequestFailed(f"{self.url} answers in no way known here: {error}")
 
     def load(self) -> Load:
         """Of what went through here."""
@@ -285,6 +319,8 @@ def _error(status: int, data: bytes, retry: str | None) -> RequestFailed:
             return NotServed(message)
         case 429:
             return Overloaded(message, retry_s)
+        case 503 if code == "deadline_impossible":
+            return DeadlineImpossible(message, retry_s)
         case 503:
             return Draining(message, retry_s)
         case 504:

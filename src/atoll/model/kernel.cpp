@@ -730,7 +730,7 @@ struct Pass {  // one forward pass; each method is called by all threads of the 
         }
     }
 
-    void run(float* logits) const {
+    void run(float* out, bool states) const {
         const int n = batch.tokens;
         embed();
         for (int i = 0; i < m.layers; i++) {
@@ -750,7 +750,13 @@ struct Pass {  // one forward pass; each method is called by all threads of the 
             multiply<true>(inputs(s.gate, m.hidden, n), down, 1, unpacked);
         }
         norm(m.norm, batch.want, batch.wanted);
-        const Product head[] = {{&m.head, logits}};
+        if (states) {
+#pragma omp for
+            for (int t = 0; t < batch.wanted; t++)
+                memcpy(out + (size_t)t * m.width, s.normed + (size_t)t * m.width, m.width * sizeof(float));
+            return;
+        }
+        const Product head[] = {{&m.head, out}};
         multiply<false>(inputs(s.normed, m.width, batch.wanted), head, 1, unpacked);
     }
 };
@@ -765,14 +771,15 @@ size_t atoll_scratch_floats(const Model* model, int tokens, int threads) {
 
 int atoll_vectors() { return ATOLL_AVX2; }
 
-// logits: [wanted][vocab]. The caller has checked all sizes and numbers.
+// out: logits, [wanted][vocab], or the normed states that they are made of, [wanted][width]. The caller has checked all
+// sizes and numbers.
 void atoll_forward(const Model* model, const Pages* pages, const Batch* batch, int integers, int threads, float* memory,
-                   float* logits) {
+                   int states, float* out) {
     const Scratch scratch(*model, batch->tokens, threads, memory);
 #pragma omp parallel num_threads(threads)
     {
         float* unpacked = scratch.unpacked + (size_t)thread() * CHUNK_ROWS * scratch.widest;
-        Pass{*model, *pages, *batch, scratch, integers != 0, unpacked}.run(logits);
+        Pass{*model, *pages, *batch, scratch, integers != 0, unpacked}.run(out, states != 0);
     }
 }
 }

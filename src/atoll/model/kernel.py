@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from atoll.errors import InvalidConfig, Unavailable
 from atoll.model.packed import NORM, Matrix, Packed
-from atoll.model.paged import PAGE_TOKENS, Logits, Saved, Slice, check
+from atoll.model.paged import PAGE_TOKENS, Logits, Saved, Slice, States, check
 from atoll.model.quants import FLOAT32, unpacked
 
 SOURCE: Final = Path(__file__).with_name("kernel.cpp")
@@ -114,6 +114,14 @@ class KernelModel:
 
     def forward(self, slices: Sequence[Slice]) -> Logits:
         """See `paged.PagedModel`."""
+        return self._pass(slices, self.config.vocab_size, states=False)
+
+    def states(self, slices: Sequence[Slice]) -> States:
+        """See `paged.PagedModel`."""
+        return self._pass(slices, self.config.width, states=True)
+
+    def _pass(self, slices: Sequence[Slice], width: int, states: bool) -> NDArray[np.float32]:
+        """What is wanted of each token, [wanted tokens, width]."""
         check(slices, self.config, self.pages)
         first = np.cumsum([0, *(len(s.tokens) for s in slices)], dtype=np.int32)
         tokens = np.fromiter((token for s in slices for token in s.tokens), np.int32, first[-1])
@@ -124,7 +132,7 @@ class KernelModel:
         want = np.concatenate(
             [np.arange(end - s.wanted, end, dtype=np.int32) for s, end in zip(slices, first[1:], strict=True)]
         )
-        logits = np.empty((len(want), self.config.vocab_size), np.float32)
+        found = np.empty((len(want), width), np.float32)
         arrays = (first, tokens, positions, table, want)
         batch = _Batch(len(slices), len(tokens), len(want), table.shape[1], *(array.ctypes.data for array in arrays))
         needed = self._library.atoll_scratch_floats(ctypes.byref(self._model), len(tokens), self.threads)
@@ -137,9 +145,10 @@ class KernelModel:
             self.integers,
             self.threads,
             self._scratch.ctypes.data,
-            logits.ctypes.data,
+            states,
+            found.ctypes.data,
         )
-        return logits
+        return found
 
     def save(self, pages: Sequence[int]) -> Saved:
         """See `paged.PagedModel`."""
@@ -212,7 +221,7 @@ def library() -> ctypes.CDLL:
     found.atoll_scratch_floats.restype = ctypes.c_size_t
     pointer = ctypes.c_void_p
     found.atoll_scratch_floats.argtypes = (pointer, ctypes.c_int, ctypes.c_int)
-    found.atoll_forward.argtypes = (pointer, pointer, pointer, ctypes.c_int, ctypes.c_int, pointer, pointer)
+    found.atoll_forward.argtypes = (*[pointer] * 3, ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int, pointer)
     found.atoll_forward.restype = None
     return found
 

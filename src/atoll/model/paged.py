@@ -14,6 +14,7 @@ from atoll.errors import InvalidConfig, InvalidTensor
 from atoll.model.transformer import TransformerConfig
 
 Logits = NDArray[np.float32]
+States = NDArray[np.float32]
 
 PAGE_TOKENS = 16
 
@@ -22,8 +23,8 @@ PAGE_TOKENS = 16
 class Slice:
     """Some consecutive tokens of a sequence, the first at position `start`; those before it were passed earlier.
 
-    `pages` hold its keys and values in order, those of the new tokens too. Of its last `wanted` tokens the logits are
-    asked for.
+    `pages` hold its keys and values in order, those of the new tokens too. Of its last `wanted` tokens the logits, or
+    hidden states, are asked for.
     """
 
     tokens: Sequence[int]
@@ -51,6 +52,9 @@ class PagedModel(Protocol):
 
     def forward(self, slices: Sequence[Slice]) -> Logits:
         """The logits asked for, [wanted tokens, vocab], slice by slice. InvalidTensor where a slice makes no sense."""
+
+    def states(self, slices: Sequence[Slice]) -> States:
+        """The same pass, but what logits are made of: the last hidden states, normed, [wanted tokens, width]."""
 
     def save(self, pages: Sequence[int]) -> Saved:
         """A copy of what is in these pages."""

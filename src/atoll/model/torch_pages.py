@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from atoll.model.paged import PAGE_TOKENS, Logits, Saved, Slice, check
+from atoll.model.paged import PAGE_TOKENS, Logits, Saved, Slice, States, check
 from atoll.model.transformer import Rotation, Transformer, rotate
 
 
@@ -28,19 +28,14 @@ class TorchModel:
 
     def forward(self, slices: Sequence[Slice]) -> Logits:
         """See `paged.PagedModel`."""
-        check(slices, self.config, self.pages)
         with torch.inference_mode():
-            decoder: Any = self._model.model
-            positions = torch.cat([torch.arange(s.start, s.start + len(s.tokens)) for s in slices])
-            rotation = (decoder.get_buffer("cos")[positions], decoder.get_buffer("sin")[positions])
-            x: Tensor = decoder.embed_tokens(torch.tensor([token for s in slices for token in s.tokens]))
-            for i, block in enumerate(decoder.layers):
-                x = x + self._attend(i, block.self_attn, block.input_layernorm(x), rotation, slices)
-                x = x + self._each(block.mlp, block.post_attention_layernorm(x))
-            ends = np.cumsum([len(s.tokens) for s in slices])
-            wanted = [at for s, end in zip(slices, ends, strict=True) for at in range(end - s.wanted, end)]
-            logits = self._each(self._model.lm_head, decoder.norm(x[torch.tensor(wanted, dtype=torch.long)]))
-        found: Logits = logits.numpy()
+            found: Logits = self._each(self._model.lm_head, self._hidden(slices)).numpy()
+        return found
+
+    def states(self, slices: Sequence[Slice]) -> States:
+        """See `paged.PagedModel`."""
+        with torch.inference_mode():
+            found: States = self._hidden(slices).numpy()
         return found
 
     def save(self, pages: Sequence[int]) -> Saved:
@@ -51,6 +46,21 @@ class TorchModel:
         """See `paged.PagedModel`."""
         self._keys[:, list(pages)] = torch.from_numpy(saved.keys)
         self._values[:, list(pages)] = torch.from_numpy(saved.values)
+
+    def _hidden(self, slices: Sequence[Slice]) -> Tensor:
+        """The normed states of the tokens that are wanted."""
+        check(slices, self.config, self.pages)
+        decoder: Any = self._model.model
+        positions = torch.cat([torch.arange(s.start, s.start + len(s.tokens)) for s in slices])
+        rotation = (decoder.get_buffer("cos")[positions], decoder.get_buffer("sin")[positions])
+        x: Tensor = decoder.embed_tokens(torch.tensor([token for s in slices for token in s.tokens]))
+        for i, block in enumerate(decoder.layers):
+            x = x + self._attend(i, block.self_attn, block.input_layernorm(x), rotation, slices)
+            x = x + self._each(block.mlp, block.post_attention_layernorm(x))
+        ends = np.cumsum([len(s.tokens) for s in slices])
+        wanted = [at for s, end in zip(slices, ends, strict=True) for at in range(end - s.wanted, end)]
+        normed: Tensor = decoder.norm(x[torch.tensor(wanted, dtype=torch.long)])
+        return normed
 
     def _each(self, layer: Any, x: Tensor) -> Tensor:
         """The layer on all rows; on one after the other where the number of rows must not matter."""

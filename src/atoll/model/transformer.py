@@ -168,6 +168,13 @@ class Transformer(nn.Module):
         self.initialise(0)
 
     @classmethod
+    def unset(cls, config: TransformerConfig) -> Self:
+        """A model whose weights are whatever lay in memory: for who sets them."""
+        made = cls.__new__(cls)
+        made._build(config)
+        return made
+
+    @classmethod
     def holding(cls, config: TransformerConfig, weights: Mapping[str, Tensor]) -> Self:
         """A model of these weights, by name of parameter, tied ones once. They are kept, not copied.
 
@@ -178,8 +185,7 @@ class Transformer(nn.Module):
             raise InvalidTensor(f"it holds {held} numbers; the model has {config.parameters}")
         if config.context * config.head_width > MOST_ROTATIONS:
             raise InvalidTensor(f"a context of {config.context} tokens is too long for a model of this width")
-        made = cls.__new__(cls)
-        made._build(config)
+        made = cls.unset(config)
         places = dict(made.named_parameters())
         for name in sorted(places.keys() | weights.keys()):
             if name not in weights or name not in places:

@@ -2,32 +2,48 @@
 
     schedule -> pass the model -> draw -> advance
 
-`Scheduler` decides what runs, a `PagedModel` computes, `draw` picks tokens. Time is that of the current node, so the
-same engine runs in virtual time.
+`Scheduler` decides what runs, a `PagedModel` computes, `draw` picks tokens. A mistake in one answer ends that one. Time
+is that of the current node, so the same engine runs in virtual time.
 """
 
+import logging
 from collections.abc import Sequence as Listed
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import inf
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from atoll.cost import Op
-from atoll.endpoint.api import Chosen, Delta, Finish, Load, Request, Tokens
-from atoll.errors import ContextExceeded, InvalidRequest, Overloaded
+from atoll.endpoint.api import Chosen, Delta, Finish, Load, Request, Times, Tokens
+from atoll.errors import ContextExceeded, DeadlineImpossible, InvalidRequest, Overloaded
 from atoll.model.api import Tokenizer
-from atoll.model.paged import PAGE_TOKENS, Logits, PagedModel, Slice
+from atoll.model.paged import PAGE_TOKENS, PagedModel, Slice
 from atoll.model.speculative import lookup
 from atoll.runtime.api import here
 from atoll.serve.answer import Answer
+from atoll.serve.embedding import Mean
 from atoll.serve.grammar import Grammar, Grammars
+from atoll.serve.pace import Pace
 from atoll.serve.pool import KvPool
 from atoll.serve.sampling import Row, draw, likeliest, log_probabilities
 from atoll.serve.scheduler import Limits, Run, Scheduler, Step
 from atoll.serve.sequence import Sequence
 
+log = logging.getLogger(__name__)
+
+Rows = NDArray[np.float32]
+"""Of a run: the logits, or the states, of those of its tokens of which they are wanted."""
+
+_SIZES: Final = 15
+"""Of steps that are told apart: up to 1, 2, 4 ... 8192 tokens, and more."""
+
 
 @dataclass(slots=True)
 class _Asked:
-    """A request under way."""
+    """A request under way. `began`: its first tokens were passed; `spoke`: the answer's first was there."""
 
     request: Request
     sequence: Sequence
@@ -35,6 +51,10 @@ class _Asked:
     grammar: Grammar | None
     until: float
     ends: frozenset[int]
+    came: float
+    mean: Mean | None
+    began: float | None = None
+    spoke: float | None = None
     scored: list[Chosen] = field(default_factory=list)
     """The prompt's tokens, where they are asked for."""
     told: bool = False
@@ -51,6 +71,8 @@ class Counts:
     prefix_cache_queries: int = 0
     """Tokens of prompts that were looked for among what was there."""
     prefix_cache_hits: int = 0
+    answers_failed: int = 0
+    """By a mistake of ours."""
     spec_drafted_tokens: int = 0
     spec_accepted_tokens: int = 0
 
@@ -62,6 +84,8 @@ class Engine:
         self.model, self.tokenizer, self.limits, self.guesses = model, tokenizer, limits, guesses
         self.scheduler = Scheduler(KvPool(model.pages, PAGE_TOKENS), limits)
         self.counts = Counts()
+        self.pace = Pace()
+        self._steps = [0] * _SIZES
         self._asked: dict[str, _Asked] = {}
         self._arrivals = 0
         self._grammars = Grammars(tokenizer)
@@ -75,10 +99,14 @@ class Engine:
         pool = self.scheduler.pool
         running, waiting = len(self.scheduler.running), len(self.scheduler.waiting)
         counts = asdict(self.counts)
-        return Load(running=running, waiting=waiting, pages=pool.pages, free_pages=pool.free, counts=counts)
+        steps = tuple(self._steps)
+        return Load(
+            running=running, waiting=waiting, pages=pool.pages, free_pages=pool.free, counts=counts, steps=steps
+        )
 
     def add(self, request: Request) -> None:
-        """It will be answered by `step`. InvalidRequest, ContextExceeded or Overloaded: it will not."""
+        """It will be answered by `step`. InvalidRequest, ContextExceeded, Overloaded or DeadlineImpossible: it will
+        not."""
         if request.id in self._asked:
             raise InvalidRequest("id", f"{request.id} is being answered already")
         prompt = self._prompt(request)
@@ -86,6 +114,7 @@ class Engine:
         limit = self._limit(request, len(prompt))
         if len(self.scheduler.waiting) >= self.limits.waiting:
             raise Overloaded(f"{len(self.scheduler.waiting)} requests wait already, as many as may")
+        self._check_deadline(request, prompt, limit)
         ends = self._ends(request)
         sequence = Sequence(
             request.id,
@@ -94,13 +123,15 @@ class Engine:
             request.sampling,
             limit,
             ends=ends,
-            wants_prompt=request.prompt_logprobs,
+            wants_prompt=request.prompt_logprobs or request.embed,
         )
-        self._arrivals += 1
         answer = Answer(self.tokenizer, request.stop, silent=ends)
         grammar = self._grammars.open(request.grammar) if request.grammar is not None else None
-        until = inf if request.deadline_s is None else here().now() + request.deadline_s
-        self._asked[request.id] = _Asked(request, sequence, answer, grammar, until, ends)
+        now = here().now()
+        until = inf if request.deadline_s is None else now + request.deadline_s
+        mean = Mean() if request.embed else None
+        self._asked[request.id] = _Asked(request, sequence, answer, grammar, until, ends, now, mean)
+        self._arrivals += 1
         self.scheduler.add(sequence)
 
     def drop(self, id: str) -> None:
@@ -111,20 +142,23 @@ class Engine:
 
     def step(self) -> list[tuple[str, Delta]]:
         """What came of a step, by request."""
-        said = self._late()
+        began = here().now()
+        said = self._late(began)
         step = self.scheduler.schedule()
         self.counts.preemptions += step.preempted
         if not step.runs:
             return said
-        logits, at = self._pass(step), 0
-        for run in step.runs:
-            rows = logits[at : at + run.wanted]
-            at += run.wanted
-            delta = self._advance(self._asked[run.sequence.id], run, rows)
+        runs = [(self._asked[run.sequence.id], run) for run in step.runs]
+        for asked, _ in runs:
+            asked.began = began if asked.began is None else asked.began
+        for (asked, run), rows in zip(runs, self._pass(step), strict=True):
+            delta = self._advance_alone(asked, run, rows)
             if delta is not None:
                 said.append((run.sequence.id, delta))
         self.counts.engine_steps += 1
         self.counts.iteration_tokens += step.tokens
+        self._steps[min((step.tokens - 1).bit_length(), _SIZES - 1)] += 1
+        self.pace.passed(step.tokens, here().now() - began)
         return said
 
     # -- a request ----------------------------------------------------------------------------------------------------
@@ -144,14 +178,37 @@ class Engine:
         """The most tokens the answer may have."""
         context = min(self.model.config.context, self.model.pages * PAGE_TOKENS)
         room = context - prompt
-        asked = request.max_tokens
+        asked = 0 if request.embed else request.max_tokens
         if room < (1 if asked is None else asked):
             raise ContextExceeded(
                 "prompt" if room < 1 else "max_tokens",
-                f"the prompt has {prompt} tokens and the answer may have {asked or 1}; "
+                f"the prompt has {prompt} tokens and the answer may have {1 if asked is None else asked}; "
                 f"the context has room for {context}",
             )
         return room if asked is None else asked
+
+    def _check_deadline(self, request: Request, prompt: tuple[int, ...], limit: int) -> None:
+        """Can it be there in time? Others' prompts pass before it, then its own, and then at least one token comes."""
+        if request.deadline_s is None or request.deadline_s <= 0:
+            return
+        order = (request.priority, self._arrivals)
+        before = [*self.scheduler.running, *(each for each in self.scheduler.waiting if each.order < order)]
+        found, _ = self.scheduler.pool.match(() if request.embed or request.prompt_logprobs else prompt[:-1])
+        self.scheduler.pool.release(found)
+        sure = request.ignore_end and not (request.stop or request.stop_tokens)
+        more = max(0, (limit if sure else min(limit, request.min_tokens)) - 1)
+        wait_s = self._reading_s(sum(each.missing for each in before))
+        own_s = self._reading_s(len(prompt) - len(found) * PAGE_TOKENS) + self.pace.seconds(more, more)
+        if wait_s + own_s > request.deadline_s:
+            raise DeadlineImpossible(
+                f"the answer takes {wait_s + own_s:.2g} s at least as things are, {wait_s:.2g} s of it until it is its "
+                f"turn; its deadline is in {request.deadline_s:.2g} s",
+                retry_s=wait_s,
+            )
+
+    def _reading_s(self, tokens: int) -> float:
+        """For so many tokens of prompts to pass."""
+        return self.pace.seconds(-(-tokens // (self.limits.step_tokens or max(1, tokens))), tokens)
 
     def _check_bias(self, request: Request) -> None:
         bias, vocab = request.sampling.bias, self.model.config.vocab_size
@@ -164,8 +221,7 @@ class Engine:
         ends = frozenset(token for token in request.stop_tokens if 0 <= token < vocab)
         return ends if request.ignore_end else ends | self.tokenizer.ends
 
-    def _late(self) -> list[tuple[str, Delta]]:
-        now = here().now()
+    def _late(self, now: float) -> list[tuple[str, Delta]]:
         late = [asked for asked in self._asked.values() if asked.until <= now]
         for asked in late:
             self.drop(asked.request.id)
@@ -173,20 +229,48 @@ class Engine:
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
-    def _pass(self, step: Step) -> Logits:
+    def _pass(self, step: Step) -> list[Rows]:
+        """What is wanted of each run. Texts that become vectors pass by themselves."""
         for sequence, pages in step.save:
             sequence.saved = self.model.save(pages)
         for sequence, pages in step.restore:
             self.model.restore(pages, sequence.saved)
             sequence.saved = None
-        slices = [Slice(run.tokens, run.sequence.computed, run.sequence.pages, run.wanted) for run in step.runs]
-        return here().compute(operation(slices), lambda: self.model.forward(slices))
+        found: dict[str, Rows] = {}
+        for embed, compute in ((False, self.model.forward), (True, self.model.states)):
+            runs = [run for run in step.runs if self._asked[run.sequence.id].request.embed == embed]
+            if not runs:
+                continue
+            slices = [Slice(run.tokens, run.sequence.computed, run.sequence.pages, run.wanted) for run in runs]
+            rows = here().compute(operation(slices), partial(compute, slices))
+            ends = np.cumsum([run.wanted for run in runs])
+            found |= zip((run.sequence.id for run in runs), np.split(rows, ends[:-1]), strict=True)
+        return [found[run.sequence.id] for run in step.runs]
 
-    def _advance(self, asked: _Asked, run: Run, rows: Logits) -> Delta | None:
+    def _advance_alone(self, asked: _Asked, run: Run, rows: Rows) -> Delta | None:
+        """What a run adds to its answer. What goes wrong there is no other's concern."""
+        try:
+            return self._advance(asked, run, rows) if asked.mean is None else self._embed(asked, asked.mean, run, rows)
+        except Exception:
+            log.exception("request %s failed, and only it", asked.request.id)
+            self.counts.answers_failed += 1
+            self.drop(asked.request.id)
+            return Delta(finish="error")
+
+    def _embed(self, asked: _Asked, mean: Mean, run: Run, states: Rows) -> Delta | None:
+        mean.take(asked.sequence.computed, states)
+        self.scheduler.advance(run, ())
+        if asked.sequence.missing:
+            return None
+        self.drop(asked.request.id)
+        prompt = len(asked.sequence.prompt)
+        return Delta(embedding=mean.vector(), prompt_tokens=prompt, finish="stop", times=self._times(asked))
+
+    def _advance(self, asked: _Asked, run: Run, rows: Rows) -> Delta | None:
         """Draw what can be drawn, and say what can be said."""
         sequence, request = asked.sequence, asked.request
         first = sequence.computed
-        if request.prompt_logprobs and first < len(sequence.prompt):
+        if request.prompt_logprobs and first < len(sequence.prompt) and not asked.told:
             self._score(asked, first, rows)
         rows = rows[len(rows) - 1 - len(sequence.draft) :] if run.draws else rows[:0]
         new = self.scheduler.advance(run, self._draw(asked, rows))
@@ -205,6 +289,8 @@ class Engine:
         first_delta = not asked.told
         asked.told = True
         if first_delta:
+            asked.spoke = here().now()
+        if first_delta and not sequence.wants_prompt:
             self.counts.prefix_cache_queries += len(sequence.prompt)
             self.counts.prefix_cache_hits += sequence.cached or 0
         if finish:
@@ -219,9 +305,17 @@ class Engine:
             prompt_tokens=len(sequence.prompt),
             cached_tokens=sequence.cached or 0,
             finish=finish,
+            times=self._times(asked) if finish else None,
         )
 
-    def _draw(self, asked: _Asked, rows: Logits) -> list[int]:
+    def _times(self, asked: _Asked) -> Times:
+        """When it is over."""
+        now = here().now()
+        began = now if asked.began is None else asked.began
+        spoke = now if asked.spoke is None else asked.spoke
+        return Times(began - asked.came, spoke - began, now - spoke)
+
+    def _draw(self, asked: _Asked, rows: Rows) -> list[int]:
         """The token after the run, and after each guess that was right. `rows` are the logits there, or none."""
         sequence, grammar = asked.sequence, asked.grammar
         sampling, drawn = sequence.sampling, list[int]()
@@ -253,9 +347,11 @@ class Engine:
 
     # -- log-probabilities --------------------------------------------------------------------------------------------
 
-    def _score(self, asked: _Asked, first: int, rows: Logits) -> None:
-        """The prompt's tokens from `first + 1` on, by the rows of those before them."""
+    def _score(self, asked: _Asked, first: int, rows: Rows) -> None:
+        """The prompt's tokens from `first + 1` on, by the rows of those before them. Who had to step back is scored
+        again."""
         prompt, top = asked.sequence.prompt, asked.request.logprobs or 0
+        del asked.scored[first + 1 :]
         if not asked.scored:
             asked.scored.append(self._spelled(prompt[0], None))
         for row, token in zip(rows, prompt[first + 1 : first + 1 + len(rows)], strict=False):

@@ -51,8 +51,10 @@ class Grammar:
         return found
 
     def take(self, token: int) -> None:
-        """It does follow."""
+        """It does follow. RuntimeError where the library can't go on: an answer that seems over then is not whole."""
         self._matcher.consume_token(token)
+        if self._matcher.is_error():
+            raise RuntimeError(f"the grammar can't be followed: {str(self._matcher.get_error()).strip()[-300:]}")
 
 
 class _Vocabulary:

@@ -18,7 +18,16 @@ import msgspec
 
 from atoll import errors
 from atoll.endpoint.api import Conversation, Delta, Load, Prompt, Request, Served, Text, Tokens
-from atoll.errors import DeadlinePassed, Draining, EngineLost, InvalidRequest, NotServed, RequestFailed
+from atoll.errors import (
+    AnswerFailed,
+    DeadlinePassed,
+    Draining,
+    EngineLost,
+    InvalidRequest,
+    NotServed,
+    Overloaded,
+    RequestFailed,
+)
 from atoll.model.api import Loaded, Tokenizer
 from atoll.runtime.processes import popen
 from atoll.serve.messages import Add, Drop, Failed, Ready, Refused, Said, Setup, Unpacker, packed
@@ -83,7 +92,9 @@ class Instance:
         """See `endpoint.api.Endpoint`."""
         if request.model != self.name:
             raise NotServed(f"there is no model {request.model!r} here; there is {self.name!r}")
+        began = time.monotonic()
         tokens = await asyncio.to_thread(self._tokens, request.prompt)
+        left_s = None if request.deadline_s is None else request.deadline_s - (time.monotonic() - began)
         if self._engine is None or not self._created:
             raise Draining("the engine is not ready yet", retry_s=AGAIN_S[-1])
         events: asyncio.Queue[_Event] = asyncio.Queue()
@@ -91,13 +102,15 @@ class Instance:
             raise InvalidRequest("id", f"{request.id} is being answered already")
         self._asked[request.id] = events
         try:
-            self._tell(Add(msgspec.structs.replace(request, prompt=tokens)))
+            self._tell(Add(msgspec.structs.replace(request, prompt=tokens, deadline_s=left_s)))
             while True:
                 event = await events.get()
                 if isinstance(event, RequestFailed):
                     raise event
                 if event.finish == "deadline":
                     raise DeadlinePassed(f"the answer was not there within {request.deadline_s} s")
+                if event.finish == "error":
+                    raise AnswerFailed(f"the answer {request.id} failed; the server's log says why")
                 yield event
                 if event.finish is not None:
                     return
@@ -107,7 +120,9 @@ class Instance:
 
     def load(self) -> Load:
         """As of the engine's last step."""
-        return self._load
+        state = "ready" if self._created else "starting"
+        counts = {**self._load.counts, "engine_restarts": self.restarts}
+        return msgspec.structs.replace(self._load, counts=counts, instances={state: 1})
 
     def describe(self) -> tuple[Served, ...]:
         """See `endpoint.api.Endpoint`."""
@@ -237,9 +252,13 @@ def _error(refused: Refused) -> RequestFailed:
     kind: Any = getattr(errors, refused.error, None)
     if not (isinstance(kind, type) and issubclass(kind, RequestFailed)):
         return RequestFailed(refused.message)
-    error: RequestFailed = (
-        kind(refused.field, refused.message) if issubclass(kind, InvalidRequest) else kind(refused.message)
-    )
+    error: RequestFailed
+    if issubclass(kind, InvalidRequest):
+        error = kind(refused.field, refused.message)
+    elif issubclass(kind, Overloaded):
+        error = kind(refused.message, refused.retry_s)
+    else:
+        error = kind(refused.message)
     return error
 
 
@@ -257,4 +276,5 @@ async def whole(answers: AsyncGenerator[Delta, None]) -> Delta:
         prompt_tokens=parts[-1].prompt_tokens,
         cached_tokens=parts[-1].cached_tokens,
         finish=parts[-1].finish,
+        embedding=parts[-1].embedding,
     )

@@ -51,6 +51,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     error: str
     message: str
     field: str = ""
+    retry_s: float = 1.0
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True, tag=True):

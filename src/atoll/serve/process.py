@@ -1,5 +1,6 @@
 """Driver: the engine's process: requests come by stdin, answers go by stdout, and it ends when stdin does."""
 
+import logging
 import os
 import select
 import sys
@@ -9,7 +10,8 @@ from typing import Final
 import torch
 
 from atoll.endpoint.api import Delta
-from atoll.errors import AtollError
+from atoll.errors import AnswerFailed, AtollError, Overloaded
+from atoll.model import torch_int4
 from atoll.model.api import Loaded
 from atoll.model.kernel import KernelModel
 from atoll.model.loading import load
@@ -18,6 +20,8 @@ from atoll.model.torch_pages import TorchModel
 from atoll.serve.engine import Engine
 from atoll.serve.messages import Add, Drop, Failed, FromEngine, Ready, Refused, Said, Setup, Unpacker, packed
 from atoll.serve.scheduler import Limits
+
+log = logging.getLogger(__name__)
 
 _READ: Final = 1 << 16
 
@@ -67,6 +71,9 @@ def open_model(loaded: Loaded, setup: Setup) -> tuple[PagedModel, str]:
             return model, f"C++ kernel, {'8-bit' if model.integers else 'float32'} activations"
         except AtollError as error:
             why = f" ({error})"
+    if setup.kernel == "fast" and torch_int4.can(loaded.weights):
+        four = torch_int4.in_four_bits(loaded.weights)
+        return TorchModel(four, setup.pages), f"PyTorch, 4-bit weights, bfloat16 activations{why}"
     return TorchModel(loaded.weights.transformer(), setup.pages), f"PyTorch, float32{why}"
 
 
@@ -101,9 +108,20 @@ def _do(engine: Engine, pipes: Pipes, message: object) -> None:
         try:
             engine.add(message.request)
         except AtollError as error:
-            field = getattr(error, "field", "")
-            refused = Refused(id=message.request.id, error=type(error).__name__, message=str(error), field=field)
-            pipes.say(refused)
+            pipes.say(_refused(message.request.id, error))
+        except Exception as error:
+            log.exception("request %s can't be begun", message.request.id)
+            pipes.say(_refused(message.request.id, AnswerFailed(f"it could not be begun: {error}")))
+
+
+def _refused(id: str, error: AtollError) -> Refused:
+    return Refused(
+        id=id,
+        error=type(error).__name__,
+        message=str(error),
+        field=getattr(error, "field", ""),
+        retry_s=error.retry_s if isinstance(error, Overloaded) else 1.0,
+    )
 
 
 def _tell(engine: Engine, pipes: Pipes, said: list[tuple[str, Delta]]) -> None:

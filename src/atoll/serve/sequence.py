@@ -31,7 +31,7 @@ class Sequence:
     saved: Any = None
     """What was in its pages, while it has none."""
     wants_prompt: bool = False
-    """Are the logits of the prompt's own tokens asked for?"""
+    """Is something asked for of each of the prompt's own tokens?"""
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
