@@ -10,6 +10,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from jsonschema import Draft202012Validator
+from prometheus_client.parser import text_string_to_metric_families
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -20,7 +21,11 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from atoll.endpoint.openapi import SHAPES, bodies, document
+from atoll.model.saved import save_model
+from atoll.model.tokenizer import ByteTokenizer
+from tests.cli.test_serve import serving
 from tests.endpoint.scripted import Scripted, served
+from tests.serve.bytes_model import model
 
 CHECKS = [
     not_a_server_error,
@@ -38,8 +43,10 @@ BETWEEN_FIELDS = {
     "response_format.json_schema.schema": "what no answer can be held to",
     "echo": "of tokens that are none of the model's",
     "tokens": "none of the model's",
-    "prompt": "longer than the context",
     "dimensions": "not the model's",
+    "prompt": "longer than the context, or of tokens that are none of the model's",
+    "logit_bias": "of tokens that are none of the model's",
+    "max_tokens": "too many for the context",
 }
 """What a schema of single fields can't say: here a body that keeps to it may be refused."""
 OPERATIONS = [(path, mode) for path in document()["paths"] for mode in ("positive", "negative")]
@@ -52,16 +59,18 @@ def parrot() -> Scripted:
 
 @pytest.fixture(scope="module")
 def schema(url: str) -> Any:
+    return schema_of(url, "parrot")
+
+
+def schema_of(url: str, name: str) -> Any:
     """The document as a client gets it, for the one model that is there."""
     raw = httpx.get(f"{url}/openapi.json").raise_for_status().json()
-    for operation in raw["paths"].values():
+    for path, operation in raw["paths"].items():
         if "post" in operation:
             body = operation["post"]["requestBody"]["content"]["application/json"]["schema"]
-            body["properties"]["model"] = {
-                "enum": ["parrot", *([] if "model" in body.get("required", ()) else ["", None])]
-            }
-        if "{model}" in operation.get("get", {}).get("operationId", ""):
-            operation["get"]["parameters"][0]["schema"] = {"enum": ["parrot"]}
+            body["properties"]["model"] = {"enum": [name, *([] if "model" in body.get("required", ()) else ["", None])]}
+        if "{model}" in path:
+            operation["get"]["parameters"][0]["schema"] = {"enum": [name]}
     found = schemathesis.openapi.from_dict(raw)
     found.config.update(base_url=url)
     return found
@@ -114,6 +123,28 @@ def test_it_says_what_is_taken_and_what_is_answered(schema, nothing_left, path, 
 def test_so_it_does_many_times(schema, nothing_left, path, mode):
     if mode == "positive" or path in bodies():
         try_many(schema, path, mode, 200)
+
+
+@pytest.mark.slow
+def test_an_engine_keeps_nothing_of_it(tmp_path):
+    """All its pages are free again."""
+    save_model(tmp_path / "small", model(), ByteTokenizer())
+    with serving(tmp_path, "small", "--kernel", "torch", "--kv-memory", "1MiB") as (url, _):
+        schema = schema_of(url, "small")
+        body = schema.raw_schema["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
+        for name, most in {"n": 3, "best_of": 3, "max_tokens": 20, "min_tokens": 5}.items():
+            body["schema"]["properties"][name]["maximum"] = most  # or the context is too small for most
+        body["schema"]["properties"]["prompt"] = {"type": "string", "maxLength": 20}
+        body["schema"]["properties"]["logit_bias"] = {"type": "null"}
+        try_many(schema, "/v1/completions", "positive", 60)
+        found = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+            for sample in family.samples
+        }
+    assert found["atoll_generation_tokens_total"] > 100
+    assert found["atoll_requests_running"] == found["atoll_requests_waiting"] == 0
+    assert found["atoll_kv_blocks_free"] == found["atoll_kv_blocks_total"] > 0
 
 
 def test_it_names_all_paths_but_the_page_and_itself():
