@@ -94,11 +94,11 @@ def text_of(request: Request) -> str:
 
 
 @contextmanager
-def served(endpoint: object, **options: object) -> Iterator[tuple[str, Face]]:
+def served(endpoint: object, port: int = 0, **options: object) -> Iterator[tuple[str, Face]]:
     """Its address, and the face. It ends with the test."""
     face = Face(endpoint, **options)  # type: ignore[arg-type]
     server = uvicorn.Server(
-        uvicorn.Config(face.app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Config(face.app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
     )
     started = threading.Event()
     startup = server.startup

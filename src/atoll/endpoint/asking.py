@@ -14,7 +14,7 @@ MOST_ANSWERS: Final = 128
 MOST_PROMPTS: Final = 128
 MOST_STOPS: Final = 4
 _MOST_TOKENS: Final = 1 << 30
-_ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
+ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,16 @@ def chat(fields: Fields, drawn: Drawn) -> Asked:
     return _asked(fields, requests, n, n, chat=True, echo=False, logprobs=logprobs, tools=tools)
 
 
+def text(fields: Fields) -> tuple[str, str]:
+    """A body of /tokenize: the model, "" for the one there is, and a text."""
+    return fields.text("model"), fields.required_text("prompt")
+
+
+def tokens(fields: Fields) -> tuple[str, tuple[int, ...]]:
+    """A body of /detokenize: the model, as before, and tokens."""
+    return fields.text("model"), fields.tokens("tokens")
+
+
 def _asked(
     fields: Fields, requests: tuple[Request, ...], n: int, best_of: int, *, chat: bool, echo: bool, logprobs: bool,
     tools: Tools | None,
@@ -132,13 +142,10 @@ def _requests(
 
 def standing(fields: Fields) -> dict[str, Any]:
     """Of whom, by when: what requests of all kinds have."""
-    model = fields.required("model")
-    if not isinstance(model, str):
-        raise fields.wrong("model", "must be a text")
     slo = fields.object("slo") or Fields({})
     deadline_ms = slo.number("deadline_ms", 0, 1e9, -1.0)
     return {
-        "model": model,
+        "model": fields.required_text("model"),
         "priority": fields.whole("priority", -(1 << 31), 1 << 31) or 0,
         "deadline_s": deadline_ms / 1000 if deadline_ms >= 0 else None,
         "session": fields.text("session_id"),
@@ -147,13 +154,10 @@ def standing(fields: Fields) -> dict[str, Any]:
 
 
 def _sampling(fields: Fields, seed: int) -> Sampling:
-    top_p = fields.number("top_p", 0.0, 1.0, 1.0)
-    if top_p == 0:
-        raise fields.wrong("top_p", "must be above 0")
     bias = fields.object("logit_bias")
     return Sampling(
         temperature=fields.number("temperature", 0.0, 2.0, 1.0),
-        top_p=top_p,
+        top_p=fields.share("top_p", 1.0),
         top_k=max(0, fields.whole("top_k", -1, 1 << 31) or 0),
         min_p=fields.number("min_p", 0.0, 1.0, 0.0),
         seed=seed,
@@ -196,7 +200,7 @@ def prompts(fields: Fields, name: str, most: int) -> list[Prompt]:
         return [Text(value)]
     if not isinstance(value, list) or not value:
         raise fields.wrong(name, "must be a text, a list of texts, token ids, or a list of lists of them")
-    if all(type(each) is int for each in value):
+    if all(type(each) in (int, float) for each in value):
         return [Tokens(token_ids(value, fields, name))]
     if len(value) > most:
         raise fields.wrong(name, f"holds {len(value)} prompts; at most {most} are taken in one call")
@@ -225,8 +229,8 @@ def _message(message: Any, i: int) -> dict[str, Any]:
         raise InvalidRequest(where, f"{where} must be an object")
     inside = Fields(message, f"{where}.")
     role = inside.required("role")
-    if role not in _ROLES:
-        raise inside.wrong("role", f"must be one of {', '.join(_ROLES)}")
+    if role not in ROLES:
+        raise inside.wrong("role", f"must be one of {', '.join(ROLES)}")
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(_part(part, f"{where}.content[{j}].") for j, part in enumerate(content))

@@ -25,6 +25,7 @@ from atoll.endpoint.clients import BODY_S, CLOSED, STALL_S, EventStream, Gone, l
 from atoll.endpoint.embeddings import TOGETHER, embeddings
 from atoll.endpoint.fields import Fields
 from atoll.endpoint.metrics import Metrics, Watch
+from atoll.endpoint.openapi import document
 from atoll.endpoint.refusals import described, http_error, in_json, refused, refused_with
 from atoll.errors import AnswerFailed, Draining, InvalidRequest, NotServed, RequestFailed
 from atoll.model.api import Tokenizer
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 PING_S: Final = 15.0
 """For which a stream may be silent."""
-_OPEN: Final = frozenset({"/", "/health", "/version", "/metrics"})
+_OPEN: Final = frozenset({"/", "/openapi.json", "/health", "/version", "/metrics"})
 """Paths that need no key."""
 _PAGE: Final = Path(__file__).with_name("page.html")
 
@@ -70,6 +71,7 @@ class Face:
         self._draining = False
         routes: tuple[tuple[str, str, Answer], ...] = (
             ("GET", "/", self._page),
+            ("GET", "/openapi.json", self._document),
             ("GET", "/health", self._health),
             ("GET", "/version", self._version),
             *((("GET", "/metrics", self.metrics.page),) if metrics_here else ()),
@@ -133,6 +135,9 @@ class Face:
     async def _page(self, call: Call) -> Response:
         return HTMLResponse(_PAGE.read_bytes())
 
+    async def _document(self, call: Call) -> Response:
+        return in_json(document())
+
     async def _health(self, call: Call) -> Response:
         if self._draining or not self.endpoint.describe():
             why = "draining" if self._draining else "loading"
@@ -160,32 +165,29 @@ class Face:
                 "created": served.created,
                 "owned_by": "atoll",
                 "max_model_len": served.context,
+                "chat": served.chat,
             }
             for served in self.endpoint.describe()
         ]
 
     async def _tokenize(self, call: Call) -> Response:
-        fields = await read(call, self._body_s)
-        text = fields.required("prompt")
-        if not isinstance(text, str):
-            raise fields.wrong("prompt", "must be a text")
+        model, text = asking.text(await read(call, self._body_s))
         try:
-            tokens = self._tokenizer(fields).encode(text)
+            tokens = self._tokenizer(model).encode(text)
         except UnicodeEncodeError as error:
-            raise fields.wrong("prompt", "has half a character in it") from error
+            raise InvalidRequest("prompt", "prompt has half a character in it") from error
         return in_json({"tokens": tokens, "count": len(tokens)})
 
     async def _detokenize(self, call: Call) -> Response:
-        fields = await read(call, self._body_s)
-        tokenizer = self._tokenizer(fields)
-        tokens = fields.tokens("tokens")
+        model, tokens = asking.tokens(await read(call, self._body_s))
+        tokenizer = self._tokenizer(model)
         if tokens and max(tokens) >= tokenizer.vocab_size:
-            raise fields.wrong("tokens", f"has a token above {tokenizer.vocab_size - 1}")
+            raise InvalidRequest("tokens", f"tokens has one above {tokenizer.vocab_size - 1}")
         return in_json({"prompt": tokenizer.decode(tokens)})
 
-    def _tokenizer(self, fields: Fields) -> Tokenizer:
+    def _tokenizer(self, model: str) -> Tokenizer:
         served = self.endpoint.describe()
-        name = fields.text("model") or (served[0].name if served else "")
+        name = model or (served[0].name if served else "")
         tokenizer = self.endpoint.tokenizer(name)
         if tokenizer is None:
             raise NotServed(f"the tokens of {name!r} are known to the server elsewhere only")

@@ -9,6 +9,7 @@ import msgspec
 
 from atoll.errors import InvalidRequest
 
+LARGEST_TOKEN: Final = (1 << 31) - 1
 _LOOKED_AT: Final = 1 << 16
 """Bytes of a body in which it is worth while to look for what is wrong."""
 
@@ -68,6 +69,11 @@ class Fields:
             raise self.wrong(name, "is missing")
         return value
 
+    def required_text(self, name: str) -> str:
+        if not isinstance(value := self.required(name), str):
+            raise self.wrong(name, "must be a text")
+        return value
+
     def text(self, name: str, default: str = "") -> str:
         value = self.get(name)
         if value is None:
@@ -106,6 +112,13 @@ class Fields:
             raise self.wrong(name, f"must be a number from {least:g} to {most:g}, not {value:g}")
         return float(value)
 
+    def share(self, name: str, default: float) -> float:
+        """A number above 0, and at most 1."""
+        value = self.number(name, 0.0, 1.0, default)
+        if value == 0:
+            raise self.wrong(name, "must be above 0")
+        return value
+
     def list(self, name: str) -> list[Any]:
         value = self.get(name)
         if value is None:
@@ -129,6 +142,7 @@ class Fields:
 
 def token_ids(values: "list[Any]", fields: Fields, name: str) -> tuple[int, ...]:
     """All of them, or an error."""
-    if not all(type(value) is int and 0 <= value < 1 << 31 for value in values):
+    found = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+    if not all(type(value) is int and 0 <= value <= LARGEST_TOKEN for value in found):
         raise fields.wrong(name, "must hold token ids, whole numbers from 0 on")
-    return tuple(values)
+    return tuple(found)

@@ -71,7 +71,12 @@ class Upstream:
                 raise Unavailable(f"{self.url}/v1/models answers {answer.status_code}")
             cards = answer.json()["data"]
             self._served = tuple(
-                Served(name=str(card["id"]), context=int(card.get("max_model_len") or 0), created=int(time.time()))
+                Served(
+                    name=str(card["id"]),
+                    context=int(card.get("max_model_len") or 0),
+                    created=int(time.time()),
+                    chat=card.get("chat") is not False,
+                )
                 for card in cards
             )
         except _httpx().HTTPError as error:
