@@ -47,7 +47,7 @@ LEAVES = dict(leaves(TrainSettings))
 
 @pytest.mark.parametrize("name", LEAVES.keys() - FREE)
 def test_what_a_setting_can_not_be_is_refused_whatever_the_strategy(name: str) -> None:
-    values = nonsense(LEAVES[name])
+    values = [value for value in nonsense(LEAVES[name]) if (name, value) != ("outer_clip", math.inf)]
     assert values
     for strategy in STRATEGIES:
         settings = TrainSettings(strategy=strategy)

@@ -10,20 +10,24 @@ from atoll.errors import InvalidConfig
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers from `low` to `high`; without those themselves where it is `above` and `below` them. None is finite."""
+    """Numbers from `low` to `high`; without those themselves where it is `above` and `below` them. `endless`: and
+    infinity."""
 
     low: float
     high: float = math.inf
     above: bool = False
     below: bool = False
+    endless: bool = False
 
     def __contains__(self, value: float) -> bool:
         fits = value > self.low if self.above else value >= self.low
-        return fits and math.isfinite(value) and (value < self.high if self.below else value <= self.high)
+        fits &= value < self.high if self.below else value <= self.high
+        return fits and (self.endless or math.isfinite(value))
 
     def __str__(self) -> str:
         if self.high == math.inf:
-            return f"above {self.low:g} and finite" if self.above else f"at least {self.low:g}"
+            finite = "" if self.endless else " and finite"
+            return f"above {self.low:g}{finite}" if self.above else f"at least {self.low:g}"
         if self.below:
             return f"at least {self.low:g} and less than {self.high:g}"
         return f"from {self.low:g} to {self.high:g}"

@@ -17,7 +17,8 @@ Codec = Literal["none", "bf16", "uint8", "uint8-zero", "int4", "e3m0"]
 LIMITS: Final = {
     **dict.fromkeys(("every", "fragments", "steps", "batch", "shards"), AT_LEAST_1),
     **dict.fromkeys(("consensus", "warm_up", "save_every"), AT_LEAST_0),
-    **dict.fromkeys(("lr", "outer_rate", "outer_clip"), ABOVE_0),
+    **dict.fromkeys(("lr", "outer_rate"), ABOVE_0),
+    "outer_clip": Range(0, above=True, endless=True),
     "penalty": AT_LEAST_1,
     "outer_momentum": Range(0, 1, below=True),
     "mix": Range(0, 1),
