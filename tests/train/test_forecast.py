@@ -86,6 +86,7 @@ PART = Transfer(sent_bytes=1000.0, link_s=2.0, way_s=0.5)
         (FragmentSchedule(4, delay=3), 0.0, 1000),
         (FragmentSchedule(4, late=True), 0.0, 1000),
         (FragmentSchedule(2, late=True), 0.5, 1000),
+        (FragmentSchedule(2, late=True, first_waits=True), 0.5, 1000),
         (FragmentSchedule(4, late=True, consensus=2), 2.5 / 2, 1000),
         (FragmentSchedule(4, fragments=2), 5.0, 2000),
         (FragmentSchedule(4, fragments=2, delay=1), 3.0, 2000),

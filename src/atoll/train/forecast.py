@@ -106,14 +106,14 @@ class Forecast:
 def forecast(schedule: FragmentSchedule, step_s: float, parts: Sequence[Transfer]) -> Forecast:
     """Steps that take `step_s` by themselves; `parts`: the exchange of each fragment.
 
-    Over the whole run, if the schedule has an end. Else over as many rounds as it takes for all to come again (twice
-    that, and the second half counts), and for at least two windows.
+    Over the whole run, if the schedule has an end. Else over as many rounds as it takes for all to come again, after
+    twice as many that don't count, and on through two windows.
     """
     if not 0 < step_s < math.inf:
         raise InvalidConfig(f"a step must take a time above 0 and finite, not {step_s:g} s")
     assert len(parts) == schedule.fragments
     period = schedule.every * max(1, schedule.consensus if schedule.late else 1)
-    skipped, steps = (0, schedule.steps) if schedule.steps else (period, 2 * period)
+    skipped, steps = (0, schedule.steps) if schedule.steps else (2 * period, 3 * period)
     clock = free_s = waited = began_s = sent = 0.0
     arrives: dict[int, float] = {}
     busy: list[tuple[float, float, float]] = []
@@ -159,7 +159,7 @@ def _encoded(numbers: int, codec: str | None) -> int:
 
 def _longer(schedule: FragmentSchedule, step: int, period: int, seconds_: float) -> bool:
     """Is the steady state to be followed for longer? It always ends with a whole period."""
-    if schedule.steps or step >= MOST_STEPS and not step % period:
+    if schedule.steps or (step >= MOST_STEPS and not step % period):
         return False
     return bool(step % period) or seconds_ < 2 * WINDOW_S
 
