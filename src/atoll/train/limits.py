@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from atoll.errors import InvalidConfig
@@ -45,15 +46,21 @@ def check(settings: Any, limits: Mapping[str, Range], prefix: str = "") -> None:
         value = getattr(settings, name)
         if value is not None and value not in limit:
             raise InvalidConfig(f"{flag(prefix + name)} must be {limit}, not {value}")
-    for name, kind in get_type_hints(type(settings)).items():
-        words, value = list(_words(kind)), getattr(settings, name)
-        if words and value not in words:
+    for name, words in _choices(type(settings)).items():
+        if (value := getattr(settings, name)) not in words:
             raise InvalidConfig(f"{flag(prefix + name)} must be one of {', '.join(words)}, not {value!r}")
 
 
 def flag(name: str) -> str:
     """As it is typed."""
     return f"--{name.replace('_', '-')}"
+
+
+@cache
+def _choices(kind: type) -> dict[str, list[str]]:
+    """Words that may stand there, for each field that is a choice."""
+    found = {name: list(_words(hint)) for name, hint in get_type_hints(kind).items()}
+    return {name: words for name, words in found.items() if words}
 
 
 def _words(kind: Any) -> Iterator[str]:
