@@ -46,7 +46,7 @@ def check(settings: Any, limits: Mapping[str, Range], prefix: str = "") -> None:
         value = getattr(settings, name)
         if value is not None and value not in limit:
             raise InvalidConfig(f"{flag(prefix + name)} must be {limit}, not {value}")
-    for name, words in _choices(type(settings)).items():
+    for name, words in _choices(settings.__class__).items():
         if (value := getattr(settings, name)) not in words:
             raise InvalidConfig(f"{flag(prefix + name)} must be one of {', '.join(words)}, not {value!r}")
 
