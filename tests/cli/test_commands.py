@@ -110,6 +110,8 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
         (["join", "127.0.0.1:1", "--min-world", "0"], 2, ["--min-world is 0", "at least 1"]),
         (["train", "--model.width", "130"], 2, ["--model.width", "multiple of 8"]),
         (["train", "--model", "smollm2"], 2, ["--model.name", "one-byte"]),
+        (["train", "--strategy", "one-byte", "--model", "nobody's"], 2, ['there is no model "nobody\'s"']),
+        (["train", "--strategy", "one-byte", "--task", "no.tsv"], 1, ["no.tsv", "--task takes docstrings or a file"]),
         (["join", "127.0.0.1:1", "--upload-mbit=-3"], 2, ["--upload-mbit is -3"]),
         (["join", "127.0.0.1:1", "--listen", "here"], 2, ["'here' is no address"]),
         (["reproduce", "pcl"], 2, ["pccl"]),
