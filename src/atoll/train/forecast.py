@@ -19,7 +19,7 @@ from atoll import codec as codecs
 from atoll.errors import InvalidConfig
 from atoll.group.collectives.choice import choose, seconds
 from atoll.group.messages import Pace
-from atoll.train.schedule import FragmentSchedule, Start
+from atoll.train.schedule import FragmentSchedule, Start, Swap
 
 FLOAT_BYTES: Final = 4
 WINDOW_S: Final = 1.0
@@ -123,16 +123,16 @@ def forecast(schedule: FragmentSchedule, step_s: float, parts: Sequence[Transfer
             began_s, waited, sent = clock, 0.0, 0.0
         clock += step_s
         for action in schedule.at(step):
-            if isinstance(action, Start):
-                part = parts[action.fragment]
-                leaves_s = max(clock, free_s)
-                free_s = leaves_s + part.link_s
-                arrives[action.fragment] = free_s + part.way_s
-                sent += part.sent_bytes
-                busy.append((leaves_s, free_s, part.sent_bytes))
-            else:
-                late_s = max(0.0, arrives.get(action.fragment, clock) - clock)
+            fragment = action.fragment
+            if not isinstance(action, Start):
+                late_s = max(0.0, arrives.get(fragment, clock) - clock)
                 waited, clock = waited + late_s, clock + late_s
+            if isinstance(action, Start | Swap):
+                leaves_s = max(clock, free_s)
+                free_s = leaves_s + parts[fragment].link_s
+                arrives[fragment] = free_s + parts[fragment].way_s
+                sent += parts[fragment].sent_bytes
+                busy.append((leaves_s, free_s, parts[fragment].sent_bytes))
         step += 1
     counted = step - skipped
     return Forecast(counted, counted * step_s, waited, sent, _peak(busy, began_s, clock))
