@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.errors import InvalidConfig
@@ -42,17 +42,17 @@ LINKS = {"a home": (Link(2e6, 20e-3), 100), "an office": (Link(1e8, 1e-3), 1000)
 @pytest.mark.parametrize("world", [3, 8])
 def test_bytes_and_waits_are_those_of_a_run(name: str, place: str, world: int) -> None:
     """Within 2 % and 5 %. (The last of ddp's late exchanges is no step's: it counts for 1/24.)"""
-    settings, (link, volume) = tiny(**HOW[name], steps=STEPS), LINKS[place]
+    chosen, (link, volume) = tiny(**HOW[name], steps=STEPS), LINKS[place]
     network = {"latency_s": link.trip_s / 2, "bytes_per_s": link.bytes_per_s, "one_machine": False, "volume": volume}
-    peer = group_of(world, settings, **network).run().peers[0]
+    peer = group_of(world, chosen, **network).run().peers[0]
     assert peer.done
-    if settings.strategy == "one-byte":
+    if chosen.strategy == "one-byte":
         volume, parts = 1, [say(1, world, link)]
     else:
-        down = None if settings.down == "same" else settings.down
+        down = None if chosen.down == "same" else chosen.down
         sizes = [part.stop - part.start for part in peer.trainer.strategy.model.fragments]  # type: ignore[attr-defined]
-        parts = [exchange(size * volume, world, link, settings.codec, down) for size in sizes]
-    told = forecast(replace(settings.schedule, steps=STEPS), STEP_S, parts)
+        parts = [exchange(size * volume, world, link, chosen.codec, down) for size in sizes]
+    told = forecast(replace(chosen.schedule, steps=STEPS), STEP_S, parts)
     steps, slack = peer.events("step"), 1 / STEPS if name == "ddp, late" else 0
     assert told.sent_bytes / volume == pytest.approx(steps[-1]["sent"], rel=0.02 + slack)
     assert told.waited_s == pytest.approx(sum(step["waited"] for step in steps), rel=0.05 + slack)
@@ -123,6 +123,7 @@ def test_the_busiest_second_is_a_fragment_s_and_not_the_whole_model_s() -> None:
     assert always.peak_bytes_per_s == pytest.approx(5e5, rel=0.01)
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     every=st.integers(1, 30), delay=st.integers(0, 29), late=st.booleans(), numbers=st.integers(1, 10**10),
     peers=st.integers(1, 64), trip_s=st.floats(0, 1), step_s=st.floats(1e-3, 100),
