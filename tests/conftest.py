@@ -17,6 +17,7 @@ BESIDE: Final = (
     "cli/test_one_byte.py",
     "cli/test_serve.py",
     "cli/test_sim.py",
+    "cli/test_strategies.py",
     "cli/test_workload.py",
     "codec",
     "deploy/test_commands.py",

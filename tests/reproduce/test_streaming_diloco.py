@@ -15,7 +15,8 @@ from atoll.reproduce.streaming_diloco.learning import learning
 from atoll.reproduce.streaming_diloco.parity import parity
 from atoll.reproduce.streaming_diloco.refusals import refusals
 from atoll.reproduce.streaming_diloco.slow import slow_link
-from atoll.reproduce.streaming_diloco.utilisation import MODELS, share, utilisation
+from atoll.reproduce.streaming_diloco.utilisation import MODELS, cost, utilisation
+from atoll.train.forecast import Link
 from atoll.train.schedule import FragmentSchedule
 
 
@@ -55,12 +56,16 @@ def test_without_a_lab_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
 def test_more_bandwidth_is_never_worse_and_hides_a_fragment_in_its_delay() -> None:
     model = MODELS[0]
     schedule = FragmentSchedule(40, 8, 4)
-    shares = [share(model, schedule, 4.125, 10.0**decade) for decade in range(6, 13)]
+
+    def share(bits_per_s: float) -> float:
+        return cost(model, schedule, "e3m0", Link(bits_per_s / 8, 1e-3)).utilisation
+
+    shares = [share(10.0**decade) for decade in range(6, 13)]
     assert all(a <= b * (1 + 1e-9) for a, b in pairwise(shares))
     assert shares[-1] == pytest.approx(1.0)
     fits = 4 * model.step_s  # a fragment of 1/8 of the model, between two peers
-    assert share(model, schedule, 4.125, model.parameters / 8 * 4.125 / (fits - 2e-3)) == pytest.approx(1.0)
-    assert share(model, schedule, 4.125, model.parameters / 8 * 4.125 / (1.5 * fits)) < 0.99
+    assert share(model.parameters / 8 * 4.125 / (fits - 3e-3)) == pytest.approx(1.0)
+    assert share(model.parameters / 8 * 4.125 / (1.5 * fits)) < 0.99
 
 
 def test_the_busiest_window_is_found() -> None:

@@ -79,6 +79,8 @@ def main(argv: list[str]) -> int:
         raise InvalidConfig(f"--connections is {settings.connections}: a link has 1 to {MOST_CONNECTIONS}")
     if not 0 <= settings.upload_mbit < math.inf:
         raise InvalidConfig(f"--upload-mbit is {settings.upload_mbit:g}: give Mbit/s above 0, or 0 for no limit")
+    if settings.min_world < 1:
+        raise InvalidConfig(f"--min-world is {settings.min_world}: give at least 1")
     token, tls = settings.token(), settings.tls()
     with signals.ending():
         import_module("atoll.train.loop")  # torch takes a second to load: not for --help

@@ -14,6 +14,7 @@ COMMANDS: Final = {
     "train": ("atoll.cli.train", "train a model with several peers on this machine"),
     "join": ("atoll.cli.join", "join a group of peers on many machines and train with them"),
     "master": ("atoll.cli.master", "run the master that peers join"),
+    "strategies": ("atoll.cli.strategies", "tell which way of training fits a link, and what it would cost"),
     "model": ("atoll.cli.model", "fetch a published model, or list those on this machine"),
     "status": ("atoll.cli.status", "show who is in a group, and how it fares"),
     "serve": ("atoll.cli.serve", "serve a model behind OpenAI's API"),

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
@@ -50,9 +51,7 @@ def main(argv: list[str]) -> int:
         LocalSettings, argv, prog="atoll train", description=str(LocalSettings.__doc__), env=os.environ
     ).value
     plain = TrainSettings(**{f.name: getattr(settings, f.name) for f in fields(TrainSettings)})
-    for path in plain.text:
-        if not path.exists():
-            raise InvalidData(f"{path}: there is no such file or folder")
+    _look_up(plain)
     log_given = settings.resume is not None and Path(settings.resume).is_file()
     if log_given:  # of one-byte, which says all but the flags
         run = RunDir.create(Path("runs"), settings.name)
@@ -82,3 +81,16 @@ def main(argv: list[str]) -> int:
     history, console = History(plain.steps), Console()
     view = JsonView(history, console) if settings.json else view_for(history, title, console)
     return run_local(launch, history, view)
+
+
+def _look_up(settings: TrainSettings) -> None:
+    """What is named must be there, before peers are started that would all say so."""
+    for path in settings.text:
+        if not path.exists():
+            raise InvalidData(f"{path}: there is no such file or folder")
+    if settings.model.name:
+        import_module("atoll.model.store").find(settings.model.name)  # loads torch
+    if settings.task:
+        tasks = import_module("atoll.train.tasks")
+        if settings.task != tasks.DOCSTRINGS:
+            tasks.labelled(settings.task)

@@ -2,15 +2,29 @@
 documentation."""
 
 from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
+
+import tyro
 
 from atoll.errors import InvalidConfig
+from atoll.train.limits import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range, check
 from atoll.train.one_byte.settings import OneByteSettings
 from atoll.train.schedule import FragmentSchedule
 
 Codec = Literal["none", "bf16", "uint8", "uint8-zero", "int4", "e3m0"]
+
+LIMITS: Final = {
+    **dict.fromkeys(("every", "fragments", "steps", "batch", "shards"), AT_LEAST_1),
+    **dict.fromkeys(("consensus", "warm_up", "save_every"), AT_LEAST_0),
+    **dict.fromkeys(("lr", "outer_rate"), ABOVE_0),
+    "outer_clip": Range(0, above=True, endless=True),
+    "penalty": AT_LEAST_1,
+    "outer_momentum": Range(0, 1, below=True),
+    "mix": Range(0, 1),
+}
+"""That of `delay` hangs on the schedule."""
+MODEL_LIMITS: Final = dict.fromkeys(("width", "layers", "heads", "context"), AT_LEAST_1)
 
 
 class OuterStep(NamedTuple):
@@ -36,7 +50,7 @@ momentum of 0.2 from 17 peers on, 0.5 from 33, 0.6 from 65)."""
 class ModelSettings:
     """The transformer that is trained: a decoder of the Llama family over bytes, or a published one."""
 
-    name: str = ""
+    name: Annotated[str, tyro.conf.arg(aliases=["--model"])] = ""
     """Start from that model (as in `atoll model list`, or a path) instead of a new one; its shape is its own."""
     width: int = 128
     """Size of the residual stream."""
@@ -44,6 +58,14 @@ class ModelSettings:
     heads: int = 4
     context: int = 128
     """Bytes, or tokens of a published model, that are seen at once."""
+
+    def check(self) -> None:
+        """InvalidConfig names the flag that makes no sense."""
+        check(self, MODEL_LIMITS, "model.")
+        if self.width % (2 * self.heads) and not self.name:
+            raise InvalidConfig(
+                f"--model.width must be a multiple of {2 * self.heads}, twice --model.heads, not {self.width}"
+            )
 
 
 @dataclass(frozen=True)
@@ -116,24 +138,11 @@ class TrainSettings:
     one_byte: OneByteSettings = field(default_factory=OneByteSettings)
 
     def __post_init__(self) -> None:
-        for name in ("every", "steps", "batch", "shards"):
-            if getattr(self, name) < 1:
-                raise InvalidConfig(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "outer_rate", "outer_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidConfig(f"{_flag(name)} must be above 0, not {value}")
-        for name in ("warm_up", "save_every"):
-            if not getattr(self, name) >= 0:
-                raise InvalidConfig(f"{_flag(name)} can't be negative: {getattr(self, name)}")
-        if self.outer_momentum is not None and not 0 <= self.outer_momentum < 1:
-            raise InvalidConfig(f"--outer-momentum must be at least 0 and less than 1, not {self.outer_momentum}")
-        if self.penalty is not None and not 1 <= self.penalty < inf:
-            raise InvalidConfig(f"--penalty must be at least 1, not {self.penalty}")
+        check(self, LIMITS)
+        self.model.check()
+        self.one_byte.check()
         if self.shards > 1 and (self.strategy != "co2" or self.codec != "none"):
             raise InvalidConfig(f"--shards {self.shards} is for co2 without a codec; for all else it must be 1")
-        if not 0 <= self.mix <= 1:
-            raise InvalidConfig(f"--mix must be from 0 to 1, not {self.mix}")
         if self.down != "same" and self.codec == "none":
             raise InvalidConfig(f"--down {self.down} is for what travels by a codec: give a --codec")
         try:
@@ -144,7 +153,6 @@ class TrainSettings:
             raise InvalidConfig(
                 f"--fragments must be from 1 to {self.model.layers}, the model's layers, not {self.fragments}"
             )
-        self.one_byte.check()
         if self.strategy == "one-byte" and self.batch % self.one_byte.samples:
             raise InvalidConfig(f"--batch {self.batch} can't be shared by --one-byte.samples {self.one_byte.samples}")
         for name, value in (("task", self.task), ("model.name", self.model.name)):
@@ -159,6 +167,10 @@ class TrainSettings:
                 if self.delay not in (None, 0, 1):
                     raise InvalidConfig(f"delay must be 0 or 1 for ddp, not {self.delay}")
                 return FragmentSchedule(late=bool(self.delay))
+            case "one-byte":
+                if self.delay:
+                    raise InvalidConfig(f"delay must be 0 for one-byte, not {self.delay}")
+                return FragmentSchedule()
             case "eager":
                 if self.delay:
                     raise InvalidConfig(f"delay must be 0 for eager, which is a whole round late, not {self.delay}")
@@ -193,7 +205,3 @@ class TrainSettings:
             usual.rate if self.outer_rate is None else self.outer_rate,
             usual.momentum if self.outer_momentum is None else self.outer_momentum,
         )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -1,20 +1,20 @@
 """Driver: what share of the time devices compute, by bandwidth, from the fragment schedule itself. (Streaming DiLoCo,
 "Done when" 6.)
 
-A step of a model of N parameters takes 6 N tokens / (FLOP/s x utilisation of the device), as long as the paper's. A
-ring all-reduce of M peers moves 2 (M - 1) / M of the data over each link.
+A step of a model of N parameters takes 6 N tokens / (FLOP/s x utilisation of the device), as long as the paper's. The
+rest is what `atoll strategies` tells of any model.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from atoll.reproduce.api import Line, Say, judged
-from atoll.train.schedule import FragmentSchedule, Start
+from atoll.train.forecast import Forecast, Link, exchange, forecast, needed
+from atoll.train.schedule import FragmentSchedule
 
 PEERS, EVERY_STEPS = 2, 5
 """Of fragments: every so many steps one goes out, as in the paper's figure for H of about 100."""
-BF16_BITS, E3M0_BITS = 16.0, 4.125
-LATENCY_S = 1e-3
+TRIP_S = 1e-3
 TARGET = 0.95
 
 
@@ -53,9 +53,9 @@ def utilisation(say: Say) -> Iterator[Line]:
         diloco = FragmentSchedule(every)
         streaming = FragmentSchedule(every, fragments, EVERY_STEPS - 1)
         needs = {
-            "data-parallel": _bandwidth(model, parallel, BF16_BITS),
-            "DiLoCo": _bandwidth(model, diloco, BF16_BITS),
-            "streaming": _bandwidth(model, streaming, E3M0_BITS),
+            "data-parallel": _bandwidth(model, parallel, "bf16"),
+            "DiLoCo": _bandwidth(model, diloco, "bf16"),
+            "streaming": _bandwidth(model, streaming, "e3m0"),
         }
         ratio = needs["data-parallel"] / needs["streaming"]
         yield Line(
@@ -69,29 +69,12 @@ def utilisation(say: Say) -> Iterator[Line]:
         )
 
 
-def share(model: Model, schedule: FragmentSchedule, bits: float, bits_per_s: float) -> float:
-    """Of the time of two rounds in which devices compute: a transfer goes on while steps are taken, until somebody
-    waits for it; one at a time."""
-    volume = 2 * (PEERS - 1) / PEERS * model.parameters / schedule.fragments * bits
-    clock = free_s = 0.0
-    arrives: dict[int, float] = {}
-    steps = 2 * schedule.every
-    for step in range(steps):
-        clock += model.step_s
-        for action in schedule.at(step):
-            if isinstance(action, Start):
-                free_s = arrives[action.fragment] = max(clock, free_s) + LATENCY_S + volume / bits_per_s
-            else:
-                clock = max(clock, arrives.pop(action.fragment))
-    return steps * model.step_s / clock
+def cost(model: Model, schedule: FragmentSchedule, codec: str, link: Link) -> Forecast:
+    """On that link."""
+    part = exchange(round(model.parameters / schedule.fragments), PEERS, link, codec)
+    return forecast(schedule, model.step_s, [part] * schedule.fragments)
 
 
-def _bandwidth(model: Model, schedule: FragmentSchedule, bits: float) -> float:
-    """The least at which the share is reached, within 1 %; infinite where latency alone forbids it."""
-    low, high = 1e3, 1e15
-    if share(model, schedule, bits, high) < TARGET:
-        return float("inf")
-    while high / low > 1.01:
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if share(model, schedule, bits, middle) >= TARGET else (middle, high)
-    return high
+def _bandwidth(model: Model, schedule: FragmentSchedule, codec: str) -> float:
+    """Bits per second."""
+    return 8 * needed(lambda link: cost(model, schedule, codec, link), TRIP_S, TARGET)

@@ -1,13 +1,18 @@
 """Interface: what the strategy `one-byte` can be told. The same on all peers."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from atoll.errors import InvalidConfig
+from atoll.train.limits import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range, check
 
-MOST_SAMPLES = 1024
+MOST_SAMPLES: Final = 1024
 """Bytes a peer may say in a round: they travel in its vote."""
+LIMITS: Final = {
+    **dict.fromkeys(("lr", "epsilon", "reference", "link_mbit"), ABOVE_0),
+    "samples": Range(1, MOST_SAMPLES),
+    "clip": AT_LEAST_0,
+    "hash_every": AT_LEAST_1,
+}
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,4 @@ class OneByteSettings:
 
     def check(self) -> None:
         """InvalidConfig names the flag that makes no sense. (Not at birth: the command line would bury it in a box.)"""
-        for name in ("lr", "epsilon", "reference", "link_mbit"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InvalidConfig(f"--one-byte.{_flag(name)} must be above 0 and finite, not {getattr(self, name)}")
-        if not 0 <= self.clip < math.inf:
-            raise InvalidConfig(f"--one-byte.clip must be at least 0 and finite, not {self.clip}")
-        if not 1 <= self.samples <= MOST_SAMPLES:
-            raise InvalidConfig(f"--one-byte.samples must be from 1 to {MOST_SAMPLES}, not {self.samples}")
-        if self.hash_every < 1:
-            raise InvalidConfig(f"--one-byte.hash-every must be at least 1, not {self.hash_every}")
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
+        check(self, LIMITS, "one_byte.")
