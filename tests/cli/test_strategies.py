@@ -94,7 +94,7 @@ def test_tokens_and_operations_make_a_step(capsys: Any) -> None:
         ({"--params": "nan"}, ["--params must be from 1 to 1e15"]),
         ({"--peers": "0"}, ["--peers must be from 1 to 4096"]),
         ({"--step-time": "1e999s"}, ["--step-time must be"]),
-        ({"--step-time": ""}, ["--tokens-per-step must be above 0", "--step-time"]),
+        ({"--step-time": "", "--flops": "1e12"}, ["--tokens-per-step must be above 0", "--step-time"]),
     ],
     ids=str,
 )
@@ -104,3 +104,8 @@ def test_what_can_not_be_is_refused_by_its_flag(changes: dict[str, str], words: 
     err = capsys.readouterr().err
     assert len(err.strip().splitlines()) == 1
     assert all(word in err for word in words), err
+
+
+def test_a_step_of_a_second_is_assumed_where_nothing_is_said_of_it_and_that_is_told(capsys: Any) -> None:
+    assert run(["strategies", *HOME[:-2]]) == 0
+    assert "1 s of computing per step (a guess: give --step-time)" in " ".join(capsys.readouterr().out.split())

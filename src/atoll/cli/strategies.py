@@ -26,6 +26,7 @@ from atoll.train.settings import TrainSettings
 STRATEGIES: Final[tuple[str, ...]] = get_args(get_type_hints(TrainSettings)["strategy"])
 RATES: Final = {"bit": 1 / 8, "kbit": 1e3 / 8, "mbit": 1e6 / 8, "gbit": 1e9 / 8, "tbit": 1e12 / 8}
 TIMES: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+ASSUMED_STEP_S: Final = 1.0
 TWO_LOOKS: Final = 4 / 6
 """Of one-byte, which goes forward twice, against going forward and back; the noise it makes besides is not counted."""
 EXAMPLE: Final = "atoll strategies --bandwidth 100mbit --rtt 80ms --params 1e9 --peers 8 --step-time 2s"
@@ -50,7 +51,7 @@ class StrategiesSettings:
     """Of the model: 1e9."""
     peers: int = 4
     step_time: str = ""
-    """Of computing one step, without any exchange: 1.2s, 300ms."""
+    """Of computing one step, without any exchange: 1.2s, 300ms. If nothing says how long that takes: 1s."""
     tokens_per_step: float = 0.0
     """Or: tokens of one peer's batch, and"""
     flops: float = 0.0
@@ -78,8 +79,15 @@ class StrategiesSettings:
         return round(self.params)
 
     @property
+    def assumes(self) -> bool:
+        """Does nothing say how long a step takes?"""
+        return not (self.step_time or self.tokens_per_step or self.flops)
+
+    @property
     def step_s(self) -> float:
         """InvalidConfig names the flag."""
+        if self.assumes:
+            return ASSUMED_STEP_S
         if self.step_time:
             return _read("step-time", self.step_time, TIMES, "1.2s")
         for name in ("tokens_per_step", "flops"):
@@ -192,7 +200,8 @@ def _foretell(settings: StrategiesSettings) -> None:
     console = Console()
     console.print(
         f"simulated: {settings.peers} peers, {_rate(link.bytes_per_s)}, {_time(link.trip_s)} there and back, "
-        f"{numbers:,} parameters, {_time(step_s)} of computing per step",
+        f"{numbers:,} parameters, {_time(step_s)} of computing per step"
+        + (" (a guess: give --step-time)" if settings.assumes else ""),
         style="bold",
     )
     console.print(table)
