@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from atoll.errors import InvalidConfig, InvalidData
 
 QUANTITIES = {"flops": "flop", "bytes": "byte", "tokens": "token"}
-QUANTITIES |= {"prefill_tokens": "token", "batch": "sequence", "context_tokens": "token"}
+QUANTITIES |= {"prefill_tokens": "token", "prefill_pairs": "pair", "batch": "sequence", "context_tokens": "token"}
 """What an operation may have amounts of, and the units."""
 UNITS = {"1": "s"} | {name: f"s/{unit}" for name, unit in QUANTITIES.items()}
 """Of the prices."""
@@ -38,10 +38,15 @@ class Op:
     bytes: float = 0
     tokens: float = 0
     prefill_tokens: float = 0
+    prefill_pairs: float = 0
     batch: float = 0
     context_tokens: float = 0
 
     def __post_init__(self) -> None:
+        serving = self.prefill_tokens, self.prefill_pairs, self.batch, self.context_tokens
+        amounts = (self.flops, self.bytes, self.tokens, *serving)
+        if min(amounts) >= 0 and sum(amounts) < math.inf:  # NaN makes the sum NaN
+            return
         for name in QUANTITIES:
             amount = getattr(self, name)
             if not 0 <= amount < math.inf:

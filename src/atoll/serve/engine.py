@@ -10,7 +10,6 @@ from collections.abc import Sequence as Listed
 from dataclasses import asdict, dataclass, field
 from math import inf
 
-from atoll.cost import Op
 from atoll.endpoint.api import Chosen, Delta, Finish, Load, Request, Tokens
 from atoll.errors import ContextExceeded, InvalidRequest, Overloaded
 from atoll.model.api import Tokenizer
@@ -180,7 +179,7 @@ class Engine:
             self.model.restore(pages, sequence.saved)
             sequence.saved = None
         slices = [Slice(run.tokens, run.sequence.computed, run.sequence.pages, run.wanted) for run in step.runs]
-        return here().compute(operation(slices), lambda: self.model.forward(slices))
+        return here().compute(step.operation(), lambda: self.model.forward(slices))
 
     def _advance(self, asked: _Asked, run: Run, rows: Logits) -> Delta | None:
         """Draw what can be drawn, and say what can be said."""
@@ -273,11 +272,3 @@ class Engine:
         spelling = self.tokenizer.spelling(token)
         others = tuple((each, text(s), s, value) for each, value in top for s in (self.tokenizer.spelling(each),))
         return Chosen(token, text(spelling), spelling, logprob, others)
-
-
-def operation(slices: Listed[Slice]) -> Op:
-    """A pass of these slices, as cost models know it."""
-    decoding = [s for s in slices if len(s.tokens) == 1]
-    prefill = sum(len(s.tokens) for s in slices) - len(decoding)
-    context = sum(s.start + len(s.tokens) for s in slices)
-    return Op("engine_step", prefill_tokens=prefill, batch=len(slices), context_tokens=context)

@@ -26,6 +26,8 @@ Logged = tuple[int, tuple[tuple[str, int], ...]]
 _GREEDY: Final = Sampling(temperature=0)
 _END: Final = 0
 _WORD: Final = 1
+_BLOCKS: Final = 2
+"""From here on."""
 _NAMED_BLOCK: Final = 512
 """Tokens that one of an arrival's `hash_ids` stands for."""
 _NS: Final = 1_000_000_000
@@ -42,7 +44,7 @@ class _Asked:
     demand: Demand
     due_s: float
     sent_s: float
-    first_s: float = math.nan
+    first_ns: int | None = None
 
 
 @dataclass(slots=True)
@@ -77,6 +79,8 @@ class VirtualEngine:
         self._asked: dict[str, _Asked] = {}
         self._arrivals = 0
         self._turn: _Turn | None = None
+        self._called = False
+        """Will `_begin` be called?"""
 
     @property
     def load(self) -> int:
@@ -95,14 +99,18 @@ class VirtualEngine:
         self._asked[id] = asked
         self._arrivals += 1
         sequence = Sequence(id, prompt, (0, self._arrivals), _GREEDY, room, ends=frozenset({_END}))
-        self._cut()
+        if not self.scheduler.full:
+            self._cut()
         self.scheduler.add(sequence)
-        if self._turn is None:
-            self._begin()
+        if self._turn is None and not self._called:
+            self._called = True
+            self.loop.post(0, self._begin)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
+        """After all who come at this moment."""
+        self._called = False
         step = self.scheduler.schedule()
         self.preempted += step.preempted
         if not step.runs:
@@ -116,21 +124,20 @@ class VirtualEngine:
 
     def _ends(self, step: Step, now_ns: int) -> list[int]:
         """When this step ends, and those after it that are sure to be like it."""
-        n = self.scheduler.steady(step) if self._leaps else 1
-        if n > 1:
-            n = min(n, *(self._left(run.sequence) for run in step.runs))
-        prefill = sum(len(run.tokens) for run in step.runs if len(run.tokens) > 1)
-        batch = len(step.runs)
-        context = sum(run.sequence.computed + len(run.tokens) for run in step.runs)
-        ends = []
-        for i in range(n):
-            op = Op("engine_step", prefill_tokens=prefill, batch=batch, context_tokens=context + i * batch)
-            now_ns += max(1, round(self.cost.seconds(op) * _NS))
-            ends.append(now_ns)
+        op = step.operation()
+        n = 1
+        if self._leaps and not op.prefill_tokens:
+            asked = self._asked
+            left = [asked[run.sequence.id].demand.output_tokens - run.sequence.answered for run in step.runs]
+            n = self.scheduler.steady(step, min(left))
+        ends = [now_ns + self._takes_ns(op)]
+        for i in range(1, n):
+            more = Op(op.kind, batch=op.batch, context_tokens=op.context_tokens + i * op.batch)
+            ends.append(ends[-1] + self._takes_ns(more))
         return ends
 
-    def _left(self, sequence: Sequence) -> int:
-        return self._asked[sequence.id].demand.output_tokens - sequence.answered
+    def _takes_ns(self, op: Op) -> int:
+        return max(1, round(self.cost.seconds(op) * _NS))
 
     def _cut(self) -> None:
         """Somebody comes: the step that runs is the last that is like those before."""
@@ -153,36 +160,41 @@ class VirtualEngine:
         if self._log is not None:
             passed = tuple((run.sequence.id, len(run.tokens)) for run in turn.step.runs)
             self._log += [(began, passed) for began in (turn.began_ns, *turn.ends_ns[:-1])]
-        self.scheduler.leap(turn.step, n, _WORD)
-        for run in turn.step.runs:
-            self._advance(run, turn.ends_ns[0] / _NS)
+        last = [run for run in turn.step.runs if self._advance(run, n, turn.ends_ns[0])]
+        for run in last:
+            sequence = run.sequence
+            self.scheduler.advance(run, (_END,))
+            self.scheduler.drop(sequence)
+            asked = self._asked.pop(sequence.id)
+            self._tell(asked, "answered", asked.demand.output_tokens)
         self._begin()
 
-    def _advance(self, run: Run, first_s: float) -> None:
-        sequence, asked = run.sequence, self._asked[run.sequence.id]
-        last = run.draws and self._left(sequence) == 1
-        self.scheduler.advance(run, (_END if last else _WORD,) if run.draws else ())
-        if run.draws and math.isnan(asked.first_s):
-            asked.first_s = first_s
-        if last:
-            self.scheduler.drop(sequence)
-            del self._asked[sequence.id]
-            self._tell(asked, "answered", asked.demand.output_tokens)
+    def _advance(self, run: Run, n: int, first_ns: int) -> bool:
+        """`n` steps with this run have been taken; True: the last of them is still to be told of, and ends the answer."""
+        if not run.draws:
+            self.scheduler.advance(run, ())
+            return False
+        sequence = run.sequence
+        asked = self._asked[sequence.id]
+        if asked.first_ns is None:
+            asked.first_ns = first_ns
+        is_last = sequence.answered + n == asked.demand.output_tokens
+        if len(run.tokens) == 1:
+            self.scheduler.leap(run, n - is_last, _WORD)
+        elif not is_last:
+            self.scheduler.advance(run, (_WORD,))
+        return is_last
 
     def _tell(self, asked: _Asked, end: End, tokens: int) -> None:
         number = asked.demand.arrival.number
-        self._answered(Outcome(number, asked.due_s, asked.sent_s, end, asked.first_s, self.loop.now_s, tokens))
+        first_s = math.nan if asked.first_ns is None else asked.first_ns / _NS
+        self._answered(Outcome(number, asked.due_s, asked.sent_s, end, first_s, self.loop.now_s, tokens))
 
 
 def prompt_tokens(demand: Demand) -> tuple[int, ...]:
-    """A prompt's tokens: the same where the arrival names the same blocks, else like no other's."""
+    """A prompt's tokens: the same where the arrival names the same blocks; after them, one like no other's."""
     arrival = demand.arrival
-    named = (2 + block * _NAMED_BLOCK + i for block in arrival.hash_ids for i in range(_NAMED_BLOCK))
+    named = (_BLOCKS + block * _NAMED_BLOCK + i for block in arrival.hash_ids for i in range(_NAMED_BLOCK))
     shared = tuple(islice(named, arrival.prompt_tokens))
-    return (*shared, *_own(arrival.number, arrival.prompt_tokens - len(shared)))
-
-
-def _own(number: int, n: int) -> range:
-    """Below 0, where no named block is."""
-    first = -1 - number * (1 << 20)
-    return range(first, first - n, -1)
+    own = arrival.prompt_tokens - len(shared)
+    return (*shared, -1 - arrival.number, *(_WORD,) * (own - 1)) if own else shared
