@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final, Literal, NamedTuple
 
-from atoll.cost import Op
+from atoll.cost import ENGINE_STEP, Op
 from atoll.errors import InvalidConfig
 from atoll.serve.pool import Beginning, KvPool
 from atoll.serve.sequence import Sequence
@@ -60,20 +60,17 @@ class Step:
 
     def operation(self) -> Op:
         """The step, as cost models know it. What passes one token is an answer, what passes more is a prompt."""
-        prefill = pairs = context = 0
+        prefill = pairs = batch = context = 0
         for run in self.runs:
             n, start = len(run.tokens), run.sequence.computed
             if n == 1:
+                batch += 1
                 context += start + 1
             else:
                 prefill += n
                 pairs += n * start + n * (n + 1) // 2
         return Op(
-            "engine_step",
-            prefill_tokens=prefill,
-            prefill_pairs=pairs,
-            batch=len(self.runs),
-            context_tokens=context,
+            ENGINE_STEP, prefill_tokens=prefill, prefill_pairs=pairs, batch=batch, context_tokens=context
         )
 
 

@@ -1,8 +1,8 @@
 """Policy: how many seconds an operation takes, by models fitted to measurements: a sum of prices, or a curve.
 
 For planners and for virtual time. `CostModel` over `("1", "bytes")` is alpha + beta * bytes (Hockney, 1994); with
-`"flops"` a reduction's gamma; over `SERVING_STEP` an engine's step. `CostCurve` is for what is curved. Relative errors
-count, so small and large operations weigh alike; `hold_out` sets points aside that judge a fit without having made it.
+`"flops"` a reduction's gamma. `CostCurve` is for what is curved. Relative errors count, so small and large operations
+weigh alike; `hold_out` sets points aside that judge a fit without having made it.
 """
 
 import math
@@ -25,13 +25,15 @@ QUANTITIES |= {"prefill_tokens": "token", "prefill_pairs": "pair", "batch": "seq
 """What an operation may have amounts of, and the units."""
 UNITS = {"1": "s"} | {name: f"s/{unit}" for name, unit in QUANTITIES.items()}
 """Of the prices."""
-SERVING_STEP = ("1", "prefill_tokens", "batch", "context_tokens")
-"""a + b * prompt tokens of this step + c * sequences + d * the sum of the tokens they attend to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """Work of one kind ("matmul", "send", "decode"). Raises `InvalidData` where an amount is negative or not finite."""
+    """Work of one kind ("matmul", "send"). Raises `InvalidData` where an amount is negative or not finite.
+
+    Of a step of a serving engine: `prefill_tokens` of prompts, and the `prefill_pairs` of one of them and one that it
+    attends to; a `batch` of answers, one token each, which attend to `context_tokens` in all.
+    """
 
     kind: str
     flops: float = 0
@@ -195,12 +197,15 @@ class CostModel(Fitted):
             fingerprint=fingerprint,
             fitted_on=fitted_on,
             fitted_range={f: (min(measured), max(measured)) for f, measured in amounts.items()},
-            residuals=_residuals(judges @ coefficients, bool(held_out)),
+            residuals=residuals_of(judges @ coefficients, bool(held_out)),
         )
 
     def seconds(self, op: Op) -> float:
         _check_kind(self.kind, op)
-        return sum(c * _amount(op, f) for f, c in self.coefficients.items())
+        seconds = 0.0
+        for feature, coefficient in self.coefficients.items():
+            seconds += coefficient * (1.0 if feature == "1" else getattr(op, feature))
+        return seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +264,7 @@ class CostCurve(Fitted):
             fingerprint=fingerprint,
             fitted_on=fitted_on,
             fitted_range={feature: (amounts[0], amounts[-1])},
-            residuals=_residuals(np.array(ratios), bool(held_out)),
+            residuals=residuals_of(np.array(ratios), bool(held_out)),
         )
 
     def seconds(self, op: Op) -> float:
@@ -334,7 +339,7 @@ def _relative(features: Sequence[str], samples: Sequence[Sample]) -> NDArray[Any
     return np.array(rows, float).reshape(len(samples), len(features))
 
 
-def _residuals(ratios: NDArray[Any], held_out: bool) -> Residuals:
+def residuals_of(ratios: NDArray[Any], held_out: bool) -> Residuals:
     """From predicted / measured."""
     errors = np.abs(ratios - 1)
     logs = -np.log(ratios[ratios > 0])
