@@ -125,9 +125,9 @@ def test_a_real_engine_takes_the_same_steps(seed):
 
 
 def test_shared_blocks_are_the_same_tokens():
-    first = prompt_tokens(Demand(Arrival(0, 0.0, 700, "a", (5, 9)), 1))
-    second = prompt_tokens(Demand(Arrival(1, 0.0, 1200, "b", (5, 7, 8)), 1))
-    third = prompt_tokens(Demand(Arrival(2, 0.0, 30, "c"), 1))
+    first = prompt_tokens(Arrival(0, 0.0, 700, "a", (5, 9)))
+    second = prompt_tokens(Arrival(1, 0.0, 1200, "b", (5, 7, 8)))
+    third = prompt_tokens(Arrival(2, 0.0, 30, "c"))
     assert len(first) == 700
     assert len(second) == 1200
     assert len(third) == 30

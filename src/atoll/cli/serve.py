@@ -66,6 +66,8 @@ class ServeSettings:
     """The key it asks for."""
     metrics_compat: Literal["none", "vllm"] = "none"
     """Also give common metrics the names that dashboards for vLLM look for."""
+    record: Path | None = None
+    """Write what the engine does, step by step, to this file: for `atoll sim calibrate`, or to take the run again."""
     json: bool = False
     """One JSON object per event."""
 
@@ -169,6 +171,7 @@ async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, s
         waiting=settings.max_waiting,
         preemption=settings.preemption,
         guesses=settings.guess,
+        record="" if settings.record is None else str(settings.record.resolve()),
     )
     instance = Instance(settings.name or settings.model, loaded, setup)
     try:

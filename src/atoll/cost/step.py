@@ -1,4 +1,4 @@
-"""Policy: what a step of a serving engine costs: prompts are bound by arithmetic, answers by memory, until they are many.
+"""Policy: what a step of a serving engine costs: prompts are bound by arithmetic, a few answers by memory.
 
 The latency model of DistServe (Zhong et al., 2024, arXiv 2401.09670): a + b * tokens + c * tokens^2 for prompts, and
 a + b * context + c * batch for answers, with other prices for large batches. Here a step may pass parts of prompts and

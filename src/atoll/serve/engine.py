@@ -6,6 +6,7 @@
 same engine runs in virtual time.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from dataclasses import asdict, dataclass, field
 from math import inf
@@ -61,6 +62,8 @@ class Engine:
         self.model, self.tokenizer, self.limits, self.guesses = model, tokenizer, limits, guesses
         self.scheduler = Scheduler(KvPool(model.pages, PAGE_TOKENS), limits)
         self.counts = Counts()
+        self.watch: Callable[[Step], object] = lambda step: None
+        """Told of each step before it is taken."""
         self._asked: dict[str, _Asked] = {}
         self._arrivals = 0
         self._grammars = Grammars(tokenizer)
@@ -115,6 +118,7 @@ class Engine:
         self.counts.preemptions += step.preempted
         if not step.runs:
             return said
+        self.watch(step)
         logits, at = self._pass(step), 0
         for run in step.runs:
             rows = logits[at : at + run.wanted]

@@ -18,6 +18,7 @@ from atoll.model.torch_pages import TorchModel
 from atoll.serve.engine import Engine
 from atoll.serve.messages import Add, Drop, Failed, FromEngine, Ready, Refused, Said, Setup, Unpacker, packed
 from atoll.serve.scheduler import Limits
+from atoll.serve.steps import StepLog
 
 _READ: Final = 1 << 16
 
@@ -85,21 +86,32 @@ def _serve(pipes: Pipes, setup: Setup) -> None:
         setup.batch, setup.step_tokens, setup.waiting, "swap" if setup.preemption == "swap" else "recompute"
     )
     engine = Engine(model, loaded.tokenizer, limits, setup.guesses)
+    log = StepLog(Path(setup.record), engine, kernel) if setup.record else None
     pipes.say(Ready(kernel))
     while (heard := pipes.heard(wait=not engine.busy)) is not None:
+        if log:
+            log.mark()
         for message in heard:
-            _do(engine, pipes, message)
+            _do(engine, pipes, log, message)
         said = engine.step() if engine.busy else []
         if said or heard:
             _tell(engine, pipes, said)
+        if log:
+            log.said(said)
+            if not engine.busy:
+                log.mark()
 
 
-def _do(engine: Engine, pipes: Pipes, message: object) -> None:
+def _do(engine: Engine, pipes: Pipes, log: StepLog | None, message: object) -> None:
     if isinstance(message, Drop):
         engine.drop(message.id)
+        if log:
+            log.dropped(message.id)
     elif isinstance(message, Add):
         try:
             engine.add(message.request)
+            if log:
+                log.came(message.request)
         except AtollError as error:
             field = getattr(error, "field", "")
             refused = Refused(id=message.request.id, error=type(error).__name__, message=str(error), field=field)

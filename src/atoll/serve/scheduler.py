@@ -69,9 +69,7 @@ class Step:
             else:
                 prefill += n
                 pairs += n * start + n * (n + 1) // 2
-        return Op(
-            ENGINE_STEP, prefill_tokens=prefill, prefill_pairs=pairs, batch=batch, context_tokens=context
-        )
+        return Op(ENGINE_STEP, prefill_tokens=prefill, prefill_pairs=pairs, batch=batch, context_tokens=context)
 
 
 class Scheduler:

@@ -7,9 +7,10 @@ only lengths change, many steps are one event, to the nanosecond as if they were
 import math
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from atoll.cost import Op
 from atoll.endpoint.api import Sampling
@@ -17,8 +18,10 @@ from atoll.model.paged import PAGE_TOKENS
 from atoll.serve.pool import KvPool
 from atoll.serve.scheduler import Limits, Run, Scheduler, Step
 from atoll.serve.sequence import Sequence
-from atoll.sim.loop import Loop
-from atoll.workload.api import Demand, End, Outcome
+from atoll.sim.loop import FOREVER_NS, Loop
+from atoll.workload.api import Arrival, Demand, End, Outcome, Workload
+from atoll.workload.pacer import Pacer
+from atoll.workload.trace.edits import within
 
 Logged = tuple[int, tuple[tuple[str, int], ...]]
 """A step: its begin in ns, and the tokens of each sequence that passed."""
@@ -42,6 +45,7 @@ class Cost(Protocol):
 @dataclass(slots=True)
 class _Asked:
     demand: Demand
+    sequence: Sequence
     due_s: float
     sent_s: float
     first_ns: int | None = None
@@ -66,7 +70,7 @@ class VirtualEngine:
         cost: Cost,
         pages: int,
         limits: Limits,
-        answered: Callable[[Outcome], object],
+        answered: Callable[[Outcome], object] = lambda outcome: None,
         *,
         log: list[Logged] | None = None,
         leaps: bool = True,
@@ -75,12 +79,14 @@ class VirtualEngine:
         self.loop, self.cost, self.limits = loop, cost, limits
         self.scheduler = Scheduler(KvPool(pages, PAGE_TOKENS), limits)
         self.steps = self.preempted = 0
-        self._answered, self._log, self._leaps = answered, log, leaps
+        self.answered = answered
+        self._log, self._leaps = log, leaps
         self._asked: dict[str, _Asked] = {}
         self._arrivals = 0
         self._turn: _Turn | None = None
         self._called = False
         """Will `_begin` be called?"""
+        self._unwanted: list[str] = []
 
     @property
     def load(self) -> int:
@@ -89,16 +95,17 @@ class VirtualEngine:
 
     def ask(self, demand: Demand, due_s: float) -> None:
         """A request comes now; it was meant for `due_s`."""
-        asked = _Asked(demand, due_s, self.loop.now_s)
-        prompt = prompt_tokens(demand)
-        room = self.scheduler.pool.pages * PAGE_TOKENS - len(prompt)
+        id = str(demand.arrival.number)
+        room = self.scheduler.pool.pages * PAGE_TOKENS - demand.arrival.prompt_tokens
+        sequence = Sequence(
+            id, prompt_tokens(demand.arrival), (0, self._arrivals), _GREEDY, room, ends=frozenset({_END})
+        )
+        asked = _Asked(demand, sequence, due_s, self.loop.now_s)
         if len(self.scheduler.waiting) >= self.limits.waiting or demand.output_tokens > room:
             self._tell(asked, "refused", 0)
             return
-        id = str(demand.arrival.number)
         self._asked[id] = asked
         self._arrivals += 1
-        sequence = Sequence(id, prompt, (0, self._arrivals), _GREEDY, room, ends=frozenset({_END}))
         if not self.scheduler.full:
             self._cut()
         self.scheduler.add(sequence)
@@ -106,11 +113,22 @@ class VirtualEngine:
             self._called = True
             self.loop.post(0, self._begin)
 
+    def drop(self, number: int) -> None:
+        """Nobody wants this answer any more: it ends with the step under way, and nobody is told. One that is over is
+        no error."""
+        if str(number) in self._asked:
+            self._unwanted.append(str(number))
+            self._cut()
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """After all who come at this moment."""
         self._called = False
+        for id in self._unwanted:
+            if (asked := self._asked.pop(id, None)) is not None:
+                self.scheduler.drop(asked.sequence)
+        self._unwanted.clear()
         step = self.scheduler.schedule()
         self.preempted += step.preempted
         if not step.runs:
@@ -170,7 +188,7 @@ class VirtualEngine:
         self._begin()
 
     def _advance(self, run: Run, n: int, first_ns: int) -> bool:
-        """`n` steps with this run have been taken; True: the last of them is still to be told of, and ends the answer."""
+        """`n` steps with this run are over. True: of the last, which ends the answer, nothing is told yet."""
         if not run.draws:
             self.scheduler.advance(run, ())
             return False
@@ -188,12 +206,97 @@ class VirtualEngine:
     def _tell(self, asked: _Asked, end: End, tokens: int) -> None:
         number = asked.demand.arrival.number
         first_s = math.nan if asked.first_ns is None else asked.first_ns / _NS
-        self._answered(Outcome(number, asked.due_s, asked.sent_s, end, first_s, self.loop.now_s, tokens))
+        self.answered(Outcome(number, asked.due_s, asked.sent_s, end, first_s, self.loop.now_s, tokens))
 
 
-def prompt_tokens(demand: Demand) -> tuple[int, ...]:
+@dataclass
+class VirtualDrive:
+    """Asks virtual engines what a workload says: what `endpoint.driving.Drive` is to servers, with fields as there.
+
+    A request goes to the engine with the fewest of them, and reaches it after `ask_s`; an answer is heard `answer_s`
+    after it was said.
+    """
+
+    engines: Listed[VirtualEngine]
+    workload: Workload
+    told: Callable[[Arrival, Outcome], object]
+    offered: Callable[[Arrival], object] = lambda arrival: None
+    until_s: float = math.inf
+    patience_s: float = 600.0
+    most_tokens: int = 1 << 30
+    ask_s: float = 0.0
+    answer_s: float = 0.0
+    cut: int = 0
+    """How many requests were."""
+    _open: dict[int, "_Sent"] = field(default_factory=dict)
+    _wakes_ns: int = FOREVER_NS
+
+    def run(self) -> Pacer:
+        """Until all that is due has been sent and has ended."""
+        self._loop, self._load = self.engines[0].loop, [0] * len(self.engines)
+        self._pacer = Pacer(self.workload, self.until_s)
+        for engine in self.engines:
+            engine.answered = self._said
+        self._sleep()
+        while (self._open or self._pacer.wake_s < math.inf) and self._loop.step():
+            pass
+        return self._pacer
+
+    def _sleep(self) -> None:
+        """Until something is due: a nanosecond more, so that no rounding makes it too early."""
+        if self._pacer.wake_s == math.inf:
+            return
+        wakes_ns = max(self._loop.now_ns, int(self._pacer.wake_s * _NS) + 1)
+        if wakes_ns < self._wakes_ns:
+            self._wakes_ns = wakes_ns
+            self._loop.post(wakes_ns - self._loop.now_ns, self._send)
+
+    def _send(self) -> None:
+        if self._loop.now_ns >= self._wakes_ns:
+            self._wakes_ns = FOREVER_NS
+        for demand in self._pacer.decide(self._loop.now_s):
+            arrival, asked = demand.arrival, within(demand, self.most_tokens)
+            self.offered(arrival)
+            self.cut += asked is not demand
+            which = self._load.index(min(self._load))
+            self._load[which] += 1
+            self._open[arrival.number] = _Sent(arrival, which, self._loop.now_s)
+            self._loop.post(round(self.ask_s * _NS), self.engines[which].ask, asked, arrival.at_s)
+            self._loop.post(round(self.patience_s * _NS), self._give_up, arrival.number)
+        self._sleep()
+
+    def _said(self, outcome: Outcome) -> None:
+        self._loop.post(round(self.answer_s * _NS), self._heard, outcome)
+
+    def _heard(self, outcome: Outcome) -> None:
+        sent = self._open.pop(outcome.number, None)
+        if sent is None:  # nobody listens any more
+            return
+        self._load[sent.which] -= 1
+        first_s = outcome.first_s + self.answer_s
+        self.told(sent.arrival, replace(outcome, sent_s=sent.at_s, first_s=first_s, last_s=self._loop.now_s))
+        if outcome.end == "answered":
+            self._pacer.handle(sent.arrival, self._loop.now_s)
+            self._sleep()
+
+    def _give_up(self, number: int) -> None:
+        sent = self._open.pop(number, None)
+        if sent is None:
+            return
+        self._load[sent.which] -= 1
+        self.engines[sent.which].drop(number)
+        self.told(sent.arrival, Outcome(number, sent.arrival.at_s, sent.at_s, "timed out"))
+
+
+class _Sent(NamedTuple):
+    arrival: Arrival
+    which: int
+    """Of the engines."""
+    at_s: float
+
+
+def prompt_tokens(arrival: Arrival) -> tuple[int, ...]:
     """A prompt's tokens: the same where the arrival names the same blocks; after them, one like no other's."""
-    arrival = demand.arrival
     named = (_BLOCKS + block * _NAMED_BLOCK + i for block in arrival.hash_ids for i in range(_NAMED_BLOCK))
     shared = tuple(islice(named, arrival.prompt_tokens))
     own = arrival.prompt_tokens - len(shared)

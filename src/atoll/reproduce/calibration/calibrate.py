@@ -20,6 +20,7 @@ def calibrate(amount: Amount = FULL, say: Say = lambda text: None, folder: Path 
 
 def with_faults_and_distance(found: Calibration, say: Say = lambda text: None) -> Calibration:
     """And what takes minutes: kills in large all-reduces, and transfers in the network lab, where there is one."""
+    assert found.costs is not None
     say("kills in all-reduces")
     more = [recovery.point(found.costs)]
     if why := wan.unavailable():
