@@ -98,6 +98,8 @@ def main(argv: list[str]) -> int:
     settings = parse(
         ServeSettings, argv, prog="atoll serve", description=str(ServeSettings.__doc__), env=os.environ
     ).value
+    if settings.record is not None and settings.record.exists():
+        raise InvalidConfig(f"--record {settings.record}: is there already; name a new file")
     keys = () if settings.api_key_file is None else read_keys(settings.api_key_file)
     with _listening(settings.host, settings.port) as listener:
         asyncio.run(_serve(settings, keys, listener))

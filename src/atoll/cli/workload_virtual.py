@@ -56,7 +56,8 @@ def engine_costs(name: str, model: str | None) -> EngineCosts:
     if not engines or (model is not None and model not in engines):
         wanted = f"--engine {model}" if model else "--engine MODEL"
         raise InvalidConfig(
-            f"--cost {name} knows {', '.join(engines) or 'no engine'}; `atoll sim calibrate {wanted} --out {name}` adds one"
+            f"--cost {name} knows {', '.join(engines) or 'no engine'}; "
+            f"`atoll sim calibrate {wanted} --out {name}` adds one"
         )
     return engines[model or next(iter(engines))]
 

@@ -5,7 +5,7 @@ a + b * context + c * batch for answers, with other prices for large batches. He
 answers together: the square becomes the pairs of a token and one it attends to, and the answers' prices are added.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -40,23 +40,35 @@ class StepCost(Fitted):
         A quarter of the operations judges and is not fitted. Raises `InvalidData` where the steps are too much alike.
         """
 
-        def fitted(features: Sequence[str], some: Sequence[Sample]) -> CostModel:
-            return CostModel.fit(ENGINE_STEP, features, some, fingerprint=fingerprint, fitted_on=fitted_on)
-
         seen, judges = hold_out(samples)
-        prompts = fitted(PROMPTS, [s for s in seen if s.op.prefill_tokens])
-        answers = [s for s in seen if not s.op.prefill_tokens]
-        whole = fitted(ANSWERS, answers)
-        few, many, split = whole, whole, int(max(s.op.batch for s in answers))
-        least = _squares(whole, answers)
-        for at in sorted({int(s.op.batch) for s in answers}):
-            below, above = ([s for s in answers if (s.op.batch <= at) == is_below] for is_below in (True, False))
+
+        def fitted(features: Sequence[str], of: Callable[[Op], bool]) -> CostModel:
+            some, held_out = ([s for s in part if of(s.op)] for part in (seen, judges))
+            return CostModel.fit(
+                ENGINE_STEP, features, some, held_out=held_out, fingerprint=fingerprint, fitted_on=fitted_on
+            )
+
+        def squares(model: CostModel, of: Callable[[Op], bool]) -> float:
+            return sum((model.seconds(s.op) / s.seconds - 1) ** 2 for s in seen if of(s.op))
+
+        prompts = fitted(PROMPTS, lambda op: op.prefill_tokens > 0)
+        whole = fitted(ANSWERS, lambda op: not op.prefill_tokens)
+        few, many, split = whole, whole, int(max(s.op.batch for s in seen))
+        least = squares(whole, lambda op: not op.prefill_tokens)
+        for at in sorted({int(s.op.batch) for s in seen if not s.op.prefill_tokens}):
+
+            def is_low(op: Op, at: int = at) -> bool:
+                return not op.prefill_tokens and op.batch <= at
+
+            def is_high(op: Op, at: int = at) -> bool:
+                return not op.prefill_tokens and op.batch > at
+
             try:
-                low, high = fitted(ANSWERS, below), fitted(ANSWERS, above)
+                low, high = fitted(ANSWERS, is_low), fitted(ANSWERS, is_high)
             except InvalidData:  # one side has batches of one size, or none
                 continue
-            if (squares := _squares(low, below) + _squares(high, above)) < least:
-                few, many, split, least = low, high, at, squares
+            if (both := squares(low, is_low) + squares(high, is_high)) < least:
+                few, many, split, least = low, high, at, both
         return cls.of(prompts, few, many, split, judges)
 
     @classmethod
@@ -97,7 +109,3 @@ class StepCost(Fitted):
 
     def _outside(self, op: Op) -> list[str]:
         return self._part(op)._outside(op)
-
-
-def _squares(model: CostModel, samples: Sequence[Sample]) -> float:
-    return sum((model.seconds(s.op) / s.seconds - 1) ** 2 for s in samples)

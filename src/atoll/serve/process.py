@@ -18,7 +18,7 @@ from atoll.model.torch_pages import TorchModel
 from atoll.serve.engine import Engine
 from atoll.serve.messages import Add, Drop, Failed, FromEngine, Ready, Refused, Said, Setup, Unpacker, packed
 from atoll.serve.scheduler import Limits
-from atoll.serve.steps import StepLog
+from atoll.serve.step_log import StepLog
 
 _READ: Final = 1 << 16
 

@@ -1,23 +1,18 @@
-"""Driver: what an engine did, step by step, in a file: who came when, what passed the model, how long it took.
+"""Policy: what an engine did, step by step: who came when, what passed the model, how long it took.
 
-`atoll serve --record` writes it. From it the cost of a step is fitted, and a run can be taken again in virtual time.
-Times are nanoseconds of this machine's monotonic clock, the same in all its processes.
+`atoll serve --record` writes it (`step_log`). From it the cost of a step is fitted, and a run is taken again in virtual
+time. Times are nanoseconds of a machine's monotonic clock, the same in all its processes.
 """
 
-import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import groupby
+from statistics import fmean
 
 import msgspec
 
-from atoll.cost import Op, Sample
-from atoll.endpoint.api import Delta, Request, Tokens
-from atoll.errors import InvalidData
-from atoll.record import JsonlSink, Record, read_jsonl
-from atoll.serve.engine import Engine
-from atoll.serve.scheduler import Limits, Step
+from atoll.cost import ENGINE_STEP, Op, Sample
+from atoll.serve.scheduler import Limits
 
 
 class Taken(msgspec.Struct, frozen=True, tag="step", tag_field="kind"):
@@ -27,6 +22,10 @@ class Taken(msgspec.Struct, frozen=True, tag="step", tag_field="kind"):
     ended_ns: int
     passed: tuple[tuple[str, int], ...]
     op: Op
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended_ns - self.began_ns) * 1e-9
 
 
 class Came(msgspec.Struct, frozen=True, tag="came", tag_field="kind"):
@@ -47,7 +46,7 @@ class Ended(msgspec.Struct, frozen=True, tag="ended", tag_field="kind"):
 
 
 class Begun(msgspec.Struct, frozen=True, tag="begun", tag_field="kind"):
-    """The first thing in a file."""
+    """The first thing of all. `kernel`: what computes, in words."""
 
     pages: int
     context: int
@@ -58,76 +57,21 @@ class Begun(msgspec.Struct, frozen=True, tag="begun", tag_field="kind"):
 Entry = Begun | Came | Taken | Ended
 
 
-class StepLog:
-    """Watches `engine` and writes to `path`. SaveFailed where that can't be written."""
-
-    def __init__(self, path: Path, engine: Engine, kernel: str) -> None:
-        self._record = Record(JsonlSink(path))
-        self._now_ns = 0
-        self._step: tuple[tuple[tuple[str, int], ...], Op] | None = None
-        self._said: dict[str, int] = {}
-        engine.watch = self._watch
-        self._write(Begun(engine.model.pages, engine.model.config.context, engine.limits, kernel))
-
-    def mark(self) -> None:
-        """Now one step is over and the next may begin; who comes, comes now."""
-        began_ns, self._now_ns = self._now_ns, time.monotonic_ns()
-        if self._step is not None:
-            self._write(Taken(began_ns, self._now_ns, *self._step))
-            self._step = None
-
-    def came(self, request: Request) -> None:
-        """It was taken."""
-        self._said[request.id] = 0
-        prompt = request.prompt.tokens if isinstance(request.prompt, Tokens) else ()
-        self._write(Came(self._now_ns, request.id, len(prompt)))
-
-    def dropped(self, id: str) -> None:
-        """Nobody wants it."""
-        if id in self._said:
-            self._write(Ended(self._now_ns, id, self._said.pop(id), True))
-
-    def said(self, deltas: Iterable[tuple[str, Delta]]) -> None:
-        """What came of a step."""
-        for id, delta in deltas:
-            self._said[id] += len(delta.tokens)
-            if delta.finish is not None:
-                self._write(Ended(self._now_ns, id, self._said.pop(id), delta.finish == "deadline"))
-
-    def _watch(self, step: Step) -> None:
-        self._step = tuple((run.sequence.id, len(run.tokens)) for run in step.runs), step.operation()
-
-    def _write(self, entry: Entry) -> None:
-        self._record.event(**msgspec.to_builtins(entry))
-
-
 @dataclass(frozen=True)
 class Steps:
-    """A file of `StepLog`."""
+    """All that one engine did."""
 
     begun: Begun
     came: tuple[Came, ...]
     taken: tuple[Taken, ...]
     ended: dict[str, Ended]
 
-    @property
-    def samples(self) -> list[Sample]:
-        """What each step took."""
-        return [Sample(step.op, (step.ended_ns - step.began_ns) * 1e-9) for step in self.taken]
-
-
-def read_steps(path: Path) -> Steps:
-    """InvalidData: it is no such file, or of more than one engine."""
-    by_kind: dict[type, list[Any]] = {Begun: [], Came: [], Taken: [], Ended: []}
-    try:
-        for entry in read_jsonl(path):
-            found = msgspec.convert(entry, Entry)
-            by_kind[type(found)].append(found)
-    except msgspec.ValidationError as error:
-        raise InvalidData(
-            f"{path} is no record of an engine's steps ({error}); `atoll serve --record` makes one"
-        ) from error
-    if len(by_kind[Begun]) != 1:
-        raise InvalidData(f"{path} tells of {len(by_kind[Begun])} engines; record one at a time, each to a new file")
-    ended = {each.id: each for each in by_kind[Ended]}
-    return Steps(by_kind[Begun][0], tuple(by_kind[Came]), tuple(by_kind[Taken]), ended)
+    def samples(self) -> Iterator[Sample]:
+        """What steps took: those in a row that differ in nothing but the context are one, the mean of them."""
+        for (prefill, batch), several in groupby(self.taken, lambda step: (step.op.prefill_tokens, step.op.batch)):
+            steps = list(several)
+            pairs, context = (
+                fmean(getattr(step.op, name) for step in steps) for name in ("prefill_pairs", "context_tokens")
+            )
+            op = Op(ENGINE_STEP, prefill_tokens=prefill, prefill_pairs=pairs, batch=batch, context_tokens=context)
+            yield Sample(op, fmean(step.seconds for step in steps))

@@ -1,12 +1,16 @@
 """Policy: what it takes to serve a model on some machine: a step of its engine, and the way there and back; measured
 here (`atoll sim calibrate --engine`), or published elsewhere."""
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from atoll.cost import StepCost
 from atoll.cost.published import opt_13b_on_a100
+from atoll.errors import InvalidData
 from atoll.model.paged import PAGE_TOKENS
+from atoll.serve.steps import Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,33 @@ class EngineCosts:
         if not r.points:
             return "error not known here"
         return f"median error of a step {r.median:.1%}, P90 {r.p90:.1%}, of {r.points} held out"
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An answer as a client had it, by the clock of the engine's steps."""
+
+    sent_ns: int
+    first_ns: int
+    last_ns: int
+
+
+def engine_costs(
+    about: str, steps: Steps, alone: Sequence[Heard], *, fingerprint: str = "", fitted_on: str = ""
+) -> EngineCosts:
+    """From what an engine did; those who came first, one after the other, heard `alone`."""
+    last_ns = {id: step.ended_ns for step in steps.taken for id, _ in step.passed}
+    if len(steps.came) < len(alone) or not alone:
+        raise InvalidData(f"{len(steps.came)} requests came to the engine, of {len(alone)} that were asked alone")
+    pairs = list(zip(alone, steps.came, strict=False))
+    return EngineCosts(
+        about=f"{about}, {steps.begun.kernel}",
+        step=StepCost.fit(list(steps.samples()), fingerprint=fingerprint, fitted_on=fitted_on),
+        ask_s=max(0.0, 1e-9 * statistics.median(came.at_ns - heard.sent_ns for heard, came in pairs)),
+        answer_s=max(0.0, 1e-9 * statistics.median(heard.last_ns - last_ns[came.id] for heard, came in pairs)),
+        pages=steps.begun.pages,
+        context=steps.begun.context,
+    )
 
 
 _GPU_BYTES: Final = 0.9 * 80e9
