@@ -10,8 +10,10 @@ from atoll.sim.aio import run
 from atoll.sim.loop import Loop
 
 _YEAR_NS = 365 * 24 * 3600 * 10**9
-_MANY = ("--virtual", "--cost", "opt-13b-a100", "--engines", "16", "--max-batch", "64", "--chunk", "512")
-_MANY += ("--rate", "101.5", "--seconds", "1000")
+_MANY = (
+    *("--virtual", "--cost", "opt-13b-a100", "--engines", "16", "--max-batch", "64", "--chunk", "512"),
+    *("--rate", "101.5", "--seconds", "1000"),
+)
 
 
 def pace(say: Say) -> Iterator[Line]:
