@@ -7,6 +7,8 @@ from atoll.reproduce.simulator.collectives import a_thousand_ranks, collectives
 from atoll.reproduce.simulator.determinism import determinism
 from atoll.reproduce.simulator.laws import laws
 from atoll.reproduce.simulator.nearness import nearness
+from atoll.reproduce.simulator.nvlink import nvlink
+from atoll.reproduce.simulator.others import others
 from atoll.reproduce.simulator.pace import many_requests, pace
 from atoll.reproduce.simulator.queues import queues
 from atoll.reproduce.simulator.refusals import refusals
@@ -23,7 +25,8 @@ def demonstrate(full: bool, seed: int, say: Say) -> Iterator[Line]:
     yield from laws(full, seed, say)
     yield from determinism(say)
     yield from replay(seed, say)
-    yield Line("7", "published profiles reproduce a published serving run", "", "needs such data", "not yet", "-")
+    yield from others(say)
+    yield from nvlink(say)
     yield from nearness(full, say)
     yield from serving(full, seed, say)
     yield from pace(say)
