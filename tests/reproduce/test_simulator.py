@@ -12,7 +12,6 @@ from atoll.reproduce.simulator.nvlink import nvlink
 from atoll.reproduce.simulator.others import MACHINES, Kernels, others
 from atoll.reproduce.simulator.queues import Fit, erlang_c_wait, even, fcfs
 from atoll.reproduce.simulator.refusals import refusals
-from atoll.reproduce.simulator.replay import replay
 from atoll.reproduce.simulator.serving import errors_of, told
 from atoll.reproduce.simulator.shares import shares
 from atoll.reproduce.simulator.tables import table
@@ -72,11 +71,6 @@ def test_kernels_add_up() -> None:
     one = Op("engine_step", prefill_tokens=1024, prefill_pairs=1024 * 1025 // 2)
     four = Op("engine_step", prefill_tokens=1024, prefill_pairs=4 * 256 * 257 // 2)
     assert kernels.seconds(four) < kernels.seconds(one)
-
-
-@pytest.mark.slow
-def test_a_real_server_s_run_is_taken_again_in_virtual_time() -> None:
-    assert [line.verdict for line in replay(1, quiet)] == ["pass", "pass"]
 
 
 def test_errors_of_two_reports_are_told_with_their_signs() -> None:
