@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from atoll.cost import SERVING_STEP, CostCurve, CostModel, Op, Sample, from_json, hold_out
+from atoll.cost import CostCurve, CostModel, Op, Sample, StepCost, from_json, hold_out
 from atoll.errors import InvalidConfig, InvalidData
 from atoll.rng import stream
 
@@ -164,16 +165,37 @@ def test_another_kind_of_work_is_refused() -> None:
         CostModel.fit("send", ("1",), [Sample(Op("send"), 1)]).seconds(Op("matmul"))
 
 
-def test_the_law_of_a_serving_step_is_found() -> None:
+def step_samples(large: int = 1000) -> list[Sample]:
+    """Steps of a machine that takes other times for prompts, and for more answers than `large`."""
     rng = stream(0, "steps")
-    law = {"1": 4e-3, "prefill_tokens": 2e-5, "batch": 1e-4, "context_tokens": 3e-8}
     samples = []
-    for prefill, batch, context in rng.integers(1, [2048, 128, 2000], (40, 3)).tolist():
-        op = Op("step", prefill_tokens=prefill, batch=batch, context_tokens=batch * context)
-        seconds = law["1"] + sum(law[f] * getattr(op, f) for f in SERVING_STEP if f != "1")
-        samples.append(Sample(op, seconds))
-    model = CostModel.fit("step", SERVING_STEP, samples)
-    assert model.coefficients == pytest.approx(law, rel=1e-6)
+    for prefill, batch, context in rng.integers(1, [2048, 128, 2000], (60, 3)).tolist():
+        answers = Op("engine_step", batch=batch, context_tokens=batch * context)
+        fixed_s, each_s = (1e-3, 2e-4) if batch > large else (5e-3, 1e-4)
+        samples.append(Sample(answers, fixed_s + each_s * batch + 3e-8 * answers.context_tokens))
+        both = replace(answers, prefill_tokens=prefill, prefill_pairs=prefill**2 // 2)
+        each = 2e-5 * prefill + 1e-9 * both.prefill_pairs + 3e-5 * batch + 3e-8 * both.context_tokens
+        samples.append(Sample(both, 4e-3 + each))
+    return samples
+
+
+def test_the_law_of_a_serving_step_is_found() -> None:
+    cost = StepCost.fit(step_samples(large=70), fitted_on="today")
+    assert 60 <= cost.split <= 80
+    assert cost.few.coefficients == pytest.approx({"1": 5e-3, "batch": 1e-4, "context_tokens": 3e-8}, rel=1e-6)
+    assert cost.many.coefficients == pytest.approx({"1": 1e-3, "batch": 2e-4, "context_tokens": 3e-8}, rel=1e-6)
+    assert cost.prompts.coefficients["prefill_pairs"] == pytest.approx(1e-9, rel=1e-6)
+    assert cost.residuals.held_out
+    assert cost.residuals.worst < 1e-6
+    assert StepCost.from_json(cost.to_json()) == cost
+
+
+def test_the_errors_of_a_serving_step_are_of_steps_it_was_not_fitted_to() -> None:
+    samples = step_samples()
+    _, judges = hold_out(samples)
+    wrong = [replace(s, seconds=1.5 * s.seconds) if s in judges else s for s in samples]
+    assert StepCost.fit(wrong).residuals.median == pytest.approx(1 / 3, rel=1e-6)
+    assert StepCost.fit(samples).residuals.points == len(judges)
 
 
 def test_points_held_out_are_other_sizes_with_all_their_repetitions_in_any_order() -> None:

@@ -2,14 +2,17 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from atoll.cli.main import run
+from atoll.reproduce.calibration.api import Calibration
 from atoll.workload.fit.model import decode
 from atoll.workload.trace.files import TraceFile
+from tests.reproduce.calibration.test_engines import measured
 from tests.workload.fit.test_model import HAND_WRITTEN, SLICE
 
 pytestmark = pytest.mark.usefixtures("in_folder")
@@ -142,6 +145,53 @@ def test_each_sub_command_explains_itself(capsys: Any) -> None:
         with pytest.raises(SystemExit):
             run(["workload", command, "--help"])
         assert "seed" in capsys.readouterr().out
+
+
+VIRTUAL = ("run", "--virtual", "--cost", "opt-13b-a100", "--seconds", "20", "--rate", "4")
+
+
+def test_virtual_engines_are_driven_as_servers_are_and_say_so(capsys: Any) -> None:
+    *requests, report = asked(capsys, *VIRTUAL, "--engines", "2", "--slo", "ttft=1s")
+    assert report["simulated"] is True
+    assert "simulated" in report["who"]
+    assert report["offered"] == report["answered"] == len(requests) > 50
+    assert {request["end"] for request in requests} == {"answered"}
+    assert Path("plots/latency.png").read_bytes().startswith(b"\x89PNG")
+    assert asked(capsys, *VIRTUAL, "--engines", "2", "--slo", "ttft=1s") == [*requests, report]
+    *_, slower = asked(capsys, *VIRTUAL, "--slo", "ttft=1s", "--plots", "none")
+    assert slower["tpot_s"]["mean"] > report["tpot_s"]["mean"]
+    assert run(["workload", *VIRTUAL, "--plots", "none"]) == 0
+    assert "1 virtual engine of OPT-13B" in capsys.readouterr().out
+
+
+def test_virtual_engines_take_what_was_measured_and_warn_beyond_it(capsys: Any) -> None:
+    engines = {"tiny": replace(measured(), pages=9999, context=8192)}
+    Path("calib.json").write_text(Calibration(fingerprint="", machine={}, fitted_on="", engines=engines).to_json())
+    argv = ["workload", "run", "--virtual", "--seconds", "3", "--rate", "400", "--max-batch", "256", "--chunk", "4096"]
+    assert run([*argv, "--plots", "none", "--output", "200"]) == 0
+    out, err = capsys.readouterr()
+    assert "tiny, a kernel" in out
+    assert "batch up to" in err
+    assert "extrapolated" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["URL", "--virtual"]),
+        (["http://127.0.0.1:1", "--virtual"], ["URL", "--virtual"]),
+        (["--virtual"], ["calib.json", "atoll sim calibrate --engine", "opt-13b-a100"]),
+        (["--virtual", "--cost", "bad.json"], ["bad.json", "not a calibration"]),
+        (["--virtual", "--cost", "none.json", "--model", "m"], ["no engine", "atoll sim calibrate --engine m"]),
+        (["--virtual", "--engines", "0"], ["--engines", "from 1", "0"]),
+    ],
+)
+def test_what_virtual_engines_lack_is_said_in_one_line(argv: list[str], words: list[str], capsys: Any) -> None:
+    Path("bad.json").write_text("{}")
+    Path("none.json").write_text(Calibration(fingerprint="", machine={}, fitted_on="").to_json())
+    assert run(["workload", "run", *argv]) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in words)
 
 
 def _written_model() -> Path:

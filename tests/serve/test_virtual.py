@@ -8,11 +8,15 @@ from atoll.endpoint.api import Request, Sampling, Tokens
 from atoll.runtime.api import settle
 from atoll.serve.engine import Engine
 from atoll.serve.scheduler import Limits
-from atoll.serve.virtual import Logged, VirtualEngine, prompt_tokens
+from atoll.serve.virtual import Logged, VirtualDrive, VirtualEngine, prompt_tokens
 from atoll.sim.loop import Loop
 from atoll.workload.api import Arrival, Demand, Outcome
+from atoll.workload.generate.lengths import Empirical
+from atoll.workload.generate.loops import ClosedLoop, Replay
 from tests.serve.bytes_model import Bytes
 from tests.serve.page_model import VOCAB, PageModel
+
+ROOMY = Limits()
 
 
 class Prices:
@@ -125,9 +129,9 @@ def test_a_real_engine_takes_the_same_steps(seed):
 
 
 def test_shared_blocks_are_the_same_tokens():
-    first = prompt_tokens(Demand(Arrival(0, 0.0, 700, "a", (5, 9)), 1))
-    second = prompt_tokens(Demand(Arrival(1, 0.0, 1200, "b", (5, 7, 8)), 1))
-    third = prompt_tokens(Demand(Arrival(2, 0.0, 30, "c"), 1))
+    first = prompt_tokens(Arrival(0, 0.0, 700, "a", (5, 9)))
+    second = prompt_tokens(Arrival(1, 0.0, 1200, "b", (5, 7, 8)))
+    third = prompt_tokens(Arrival(2, 0.0, 30, "c"))
     assert len(first) == 700
     assert len(second) == 1200
     assert len(third) == 30
@@ -143,3 +147,62 @@ def test_what_never_fits_or_comes_when_too_many_wait_is_refused():
     assert {outcome.number: outcome.end for outcome in ended} == {
         0: "answered", 1: "answered", 2: "refused", 3: "refused", 9: "refused",
     }  # fmt: skip
+
+
+def driven(some: list[Demand], pages: int = 60, engines: int = 1, limits: Limits = ROOMY, **options: object):
+    loop, told = Loop(), list[Outcome]()
+    made = [VirtualEngine(loop, Prices(), pages, limits) for _ in range(engines)]
+    drive = VirtualDrive(made, Replay(some), lambda arrival, outcome: told.append(outcome), **options)
+    pacer = drive.run()
+    return made, sorted(told, key=lambda outcome: outcome.number), pacer, drive
+
+
+def test_a_drive_tells_what_a_client_would_see():
+    (alone,) = driven([Demand(Arrival(0, 1.5, 40, "a"), 3)])[1]
+    (far,) = driven([Demand(Arrival(0, 1.5, 40, "a"), 3)], ask_s=0.25, answer_s=0.125)[1]
+    chunk = Prices().seconds(Op("engine_step", prefill_tokens=40))
+    words = [Prices().seconds(Op("engine_step", batch=1, context_tokens=n)) for n in (41, 42)]
+    assert (alone.due_s, alone.end, alone.output_tokens) == (1.5, "answered", 3)
+    assert alone.ttft_s == pytest.approx(chunk, abs=1e-8)
+    assert alone.latency_s == pytest.approx(chunk + sum(words), abs=1e-8)
+    assert far.sent_s == alone.sent_s
+    assert far.ttft_s == pytest.approx(alone.ttft_s + 0.375, abs=1e-8)
+    assert far.latency_s == pytest.approx(alone.latency_s + 0.375, abs=1e-8)
+
+
+def test_a_drive_asks_the_engine_with_the_fewest():
+    some = [Demand(Arrival(i, 0.0, 10, f"{i}"), 5) for i in range(6)]
+    engines, told, _, _ = driven(some, engines=3)
+    assert [outcome.end for outcome in told] == ["answered"] * 6
+    assert len({outcome.last_s for outcome in told}) == 1
+    assert len({engine.steps for engine in engines}) == 1
+
+
+def test_who_waits_too_long_gives_up_and_frees_the_engine():
+    limits = Limits(batch=2)
+    some = [Demand(Arrival(i, 0.0, 30, f"{i}"), 800) for i in range(2)] + [Demand(Arrival(2, 0.0, 30, "2"), 5)]
+    (engine,), told, _, _ = driven(some, pages=200, limits=limits, patience_s=0.2)
+    assert [outcome.end for outcome in told] == ["timed out"] * 3
+    engine.loop.run()  # to the end of the step under way
+    assert engine.load == 0
+    (engine,), told, _, _ = driven([*some, Demand(Arrival(3, 0.5, 30, "3"), 5)], 200, limits=limits, patience_s=0.2)
+    assert [outcome.end for outcome in told] == ["timed out"] * 3 + ["answered"]
+    assert engine.scheduler.pool.free == 200
+
+
+def test_what_is_longer_than_a_model_has_room_for_is_cut():
+    _, told, _, drive = driven(
+        [Demand(Arrival(0, 0.0, 500, "a"), 30), Demand(Arrival(1, 0.0, 9, "b"), 5)], most_tokens=100
+    )
+    assert [outcome.output_tokens for outcome in told] == [30, 5]
+    assert drive.cut == 1
+
+
+def test_a_closed_loop_asks_again_when_it_has_its_answer():
+    loop = ClosedLoop(3, 0.5, Empirical([20]), Empirical([4]), seed=1)
+    made, told = VirtualEngine(Loop(), Prices(), 60, Limits()), list[Outcome]()
+    pacer = VirtualDrive([made], loop, lambda arrival, outcome: told.append(outcome), until_s=20.0, answer_s=0.1).run()
+    assert pacer.sent == len(told) > 60
+    assert pacer.lateness_s.max() < 1e-8
+    by_number = sorted(told, key=lambda outcome: outcome.number)
+    assert all(outcome.end == "answered" for outcome in by_number)

@@ -70,6 +70,8 @@ class ServeSettings:
     """HOST:PORT on which /metrics is then found, and nowhere else: so that the API's port can be for everybody."""
     metrics_compat: Literal["none", "vllm"] = "none"
     """Also give common metrics the names that dashboards for vLLM look for."""
+    record: Path | None = None
+    """Write what the engine does, step by step, to this file: for `atoll sim calibrate`, or to take the run again."""
     json: bool = False
     """One JSON object per event."""
 
@@ -110,6 +112,8 @@ def main(argv: list[str]) -> int:
     settings = parse(
         ServeSettings, argv, prog="atoll serve", description=str(ServeSettings.__doc__), env=os.environ
     ).value
+    if settings.record is not None and settings.record.exists():
+        raise InvalidConfig(f"--record {settings.record}: is there already; name a new file")
     keys = () if settings.api_key_file is None else read_keys(settings.api_key_file)
     with ExitStack() as open_sockets:
         listener = open_sockets.enter_context(_listening("--port", settings.host, settings.port))
@@ -203,6 +207,7 @@ async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, C
         waiting=settings.max_waiting,
         preemption=settings.preemption,
         guesses=settings.guess,
+        record="" if settings.record is None else str(settings.record.resolve()),
     )
     instance = Instance(settings.name or settings.model, loaded, setup)
 

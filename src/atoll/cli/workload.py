@@ -16,8 +16,8 @@ from rich.console import Console
 
 from atoll.cli import workload_tables as tables
 from atoll.cli.output import say
-from atoll.cli.workload_run import RunSettings, drive
-from atoll.cli.workload_settings import ConvertSettings, FitSettings, ShowSettings
+from atoll.cli.workload_run import drive
+from atoll.cli.workload_settings import ConvertSettings, FitSettings, RunSettings, ShowSettings
 from atoll.config import atomic_write, parse
 from atoll.errors import InvalidConfig, InvalidData
 from atoll.workload.api import Demand
@@ -31,12 +31,12 @@ from atoll.workload.trace import edits, lines
 from atoll.workload.trace.files import TraceFile, save
 
 USAGE: Final = """usage: atoll workload show|fit|convert FILE [options]      (each explains itself with --help)
-       atoll workload run URL [options]
+       atoll workload run URL|--virtual [options]
 
   show     what a trace is like: rates, bursts, lengths, failures, conversations; with plots
   fit      a small model of a trace, and how well it stands up to windows it has not seen
   convert  a trace into atoll's own format, cut, sped up or shrunk on the way; or a model into a trace
-  run      drive a server with a trace, a model or generated requests: latencies, failures, promises kept
+  run      drive a server, or virtual engines, with a trace, a model or generated requests: latencies, promises kept
 
 FILE is a trace of BurstGPT, Azure or Mooncake, or atoll's own, plain or gzip; for `show` and `convert` also a model.
 
@@ -44,6 +44,7 @@ FILE is a trace of BurstGPT, Azure or Mooncake, or atoll's own, plain or gzip; f
   atoll workload fit AzureLLMInferenceTrace_code.csv --save code.json
   atoll workload convert code.json burst.jsonl --seconds 600 --scale 4 --seed 7
   atoll workload run http://127.0.0.1:8000 --trace burst.jsonl --shrink 16 --slo ttft=1s,tpot=100ms
+  atoll workload run --virtual --cost opt-13b-a100 --engines 4 --trace burst.jsonl --slo ttft=1s,tpot=100ms
 """
 
 

@@ -1,16 +1,20 @@
 """Driver: the flags of `atoll workload`."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from tyro.conf import Positional
 
+from atoll.errors import InvalidConfig
+from atoll.workload.api import Targets
 from atoll.workload.fit.arrivals import Method
 from atoll.workload.fit.model import ArrivalsLaw, LengthsLaw
 
 Source = Literal["", "atoll", "azure", "burstgpt", "mooncake"]
+_TARGETS: Final = {"ttft": "ttft_s", "tpot": "tpot_s", "latency": "latency_s"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +110,91 @@ class ConvertSettings:
     """Of a model."""
     json: bool = False
     """One JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Send requests to a server of OpenAI's API as a workload says, and tell how it fared; or to virtual engines, which
+    take virtual time.
+
+    Open loop: nobody waits for the answers of others, so a server that falls behind is seen to. Times count from when
+    a request was due. What is asked for is a trace, a model of one (`atoll workload fit`), or made: poisson, or bursty
+    with gaps of --cv. Prompts are random letters; answers have the lengths of the workload.
+    """
+
+    url: Positional[str | None] = None
+    """Where the server is, for example http://127.0.0.1:8000."""
+    virtual: bool = False
+    """Instead of a server: virtual engines, the very scheduler and pool of real ones on what a step is known to take.
+    All that comes out is simulated."""
+    cost: str = "calib.json"
+    """Of virtual engines, what their steps take: a file of `atoll sim calibrate --engine`, or the name of published
+    ones: opt-13b-a100, opt-13b-a100-tp2, opt-13b-a100-tp4."""
+    engines: int = 1
+    """How many virtual engines; each request goes to the one with the fewest."""
+    max_batch: int = 16
+    """Of a virtual engine, as of `atoll serve`: answers that are computed at once."""
+    max_waiting: int = 256
+    """The same: how many may wait."""
+    chunk: int = 64
+    """The same: tokens of a step. 0: prompts are read whole."""
+    preemption: Literal["recompute", "swap"] = "recompute"
+    """The same: what becomes of an answer that must step back."""
+    trace: Path | None = None
+    """A trace or a model of one."""
+    generate: Literal["poisson", "bursty"] = "poisson"
+    """What to send without a trace."""
+    rate: float = 2.0
+    """Generated requests per second."""
+    cv: float = 4.0
+    """How bursty: the gaps' deviation over their mean; 1 is poisson."""
+    prompt: float = 100.0
+    """Median tokens of a generated prompt."""
+    output: float = 50.0
+    """Median tokens of a generated answer."""
+    seconds: float = 60.0
+    """How long requests are sent."""
+    rate_scale: float = 1.0
+    """So many times the rate of a trace."""
+    shrink: float = 1.0
+    """Divide all lengths by this, for a tiny model."""
+    slo: str = ""
+    """What each request was promised, for example ttft=1s,tpot=100ms,latency=30s."""
+    patience: float = 120.0
+    """Seconds after which an answer is given up."""
+    model: str | None = None
+    """Which of the server's models, or of those in the calibration. Default: the first."""
+    api_key_file: Path | None = None
+    """A file with the key that the server asks for."""
+    seed: int = 1
+    """Of all that is drawn."""
+    plots: Path | None = Path("plots")
+    """Where to put the pictures, or none."""
+    json: bool = False
+    """One JSON object per request, the report last."""
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "cv", "prompt", "output", "seconds", "rate_scale", "shrink", "patience"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidConfig(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        targets(self.slo)
+        if self.virtual == (self.url is not None):
+            raise InvalidConfig("give the URL of a server or --virtual, one of the two")
+        for name, least, most in (("engines", 1, 4096), ("max_batch", 1, 4096), ("max_waiting", 1, 1 << 20)):
+            if not least <= getattr(self, name) <= most:
+                raise InvalidConfig(
+                    f"--{name.replace('_', '-')} must be from {least} to {most}, not {getattr(self, name)}"
+                )
+        if not 0 <= self.chunk <= 1 << 20:
+            raise InvalidConfig(f"--chunk must be from 0 to {1 << 20}, not {self.chunk}")
+
+
+def targets(text: str) -> Targets:
+    """ "ttft=1s,tpot=100ms". InvalidConfig names what isn't understood."""
+    found: dict[str, float] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        match = re.fullmatch(r"(\w+)=(\d+(?:\.\d+)?)(ms|s)", part)
+        if not match or match[1] not in _TARGETS:
+            raise InvalidConfig(f"--slo: {part!r} isn't understood; write ttft=1s, tpot=100ms or latency=30s")
+        found[_TARGETS[match[1]]] = float(match[2]) / (1000 if match[3] == "ms" else 1)
+    return Targets(**found)

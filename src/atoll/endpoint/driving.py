@@ -17,6 +17,7 @@ from atoll.rng import stream
 from atoll.runtime.api import Runtime
 from atoll.workload.api import Arrival, Demand, End, Outcome, Workload
 from atoll.workload.pacer import Pacer
+from atoll.workload.trace.edits import within
 
 _LETTERS: Final = (33, 127)
 """Token ids that every vocabulary has."""
@@ -98,13 +99,10 @@ class Drive:
             pass
 
     async def _ask(self, demand: Demand, pacer: Pacer) -> None:
-        arrival, sent_s = demand.arrival, self._now()
+        sent_s, asked = self._now(), within(demand, self.most_tokens)
+        self.cut += asked is not demand
+        arrival, n = asked.arrival, asked.output_tokens
         prompt = self.prompts.of(arrival)
-        n = demand.output_tokens
-        if len(prompt) + n > self.most_tokens:
-            self.cut += 1
-            n = max(1, min(n, self.most_tokens // 2))
-            prompt = prompt[: self.most_tokens - n]
         request = Request(
             id=f"load-{arrival.number}",
             model=self.model,

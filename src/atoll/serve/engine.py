@@ -7,8 +7,9 @@ is that of the current node, so the same engine runs in virtual time.
 """
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Listed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import inf
 from typing import Final
@@ -16,7 +17,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.cost import Op
 from atoll.endpoint.api import Chosen, Delta, Finish, Load, Request, Times, Tokens
 from atoll.errors import ContextExceeded, DeadlineImpossible, InvalidRequest, Overloaded
 from atoll.model.api import Tokenizer
@@ -86,6 +86,8 @@ class Engine:
         self.counts = Counts()
         self.pace = Pace()
         self._steps = [0] * _SIZES
+        self.watch: Callable[[Step], object] = lambda step: None
+        """Told of each step before it is taken."""
         self._asked: dict[str, _Asked] = {}
         self._arrivals = 0
         self._grammars = Grammars(tokenizer)
@@ -148,6 +150,7 @@ class Engine:
         self.counts.preemptions += step.preempted
         if not step.runs:
             return said
+        self.watch(step)
         runs = [(self._asked[run.sequence.id], run) for run in step.runs]
         for asked, _ in runs:
             asked.began = began if asked.began is None else asked.began
@@ -242,7 +245,7 @@ class Engine:
             if not runs:
                 continue
             slices = [Slice(run.tokens, run.sequence.computed, run.sequence.pages, run.wanted) for run in runs]
-            rows = here().compute(operation(slices), partial(compute, slices))
+            rows = here().compute(replace(step, runs=runs).operation(), partial(compute, slices))
             ends = np.cumsum([run.wanted for run in runs])
             found |= zip((run.sequence.id for run in runs), np.split(rows, ends[:-1]), strict=True)
         return [found[run.sequence.id] for run in step.runs]
@@ -369,11 +372,3 @@ class Engine:
         spelling = self.tokenizer.spelling(token)
         others = tuple((each, text(s), s, value) for each, value in top for s in (self.tokenizer.spelling(each),))
         return Chosen(token, text(spelling), spelling, logprob, others)
-
-
-def operation(slices: Listed[Slice]) -> Op:
-    """A pass of these slices, as cost models know it."""
-    decoding = [s for s in slices if len(s.tokens) == 1]
-    prefill = sum(len(s.tokens) for s in slices) - len(decoding)
-    context = sum(s.start + len(s.tokens) for s in slices)
-    return Op("engine_step", prefill_tokens=prefill, batch=len(slices), context_tokens=context)

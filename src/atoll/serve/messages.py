@@ -12,7 +12,8 @@ _LENGTH: Final = 4
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The first thing an engine is told: what to run, and how. `kernel`: "exact", "fast" or "torch"."""
+    """The first thing an engine is told: what to run, and how. `kernel`: "exact", "fast" or "torch". `record`: a file
+    for its steps, or "" for none."""
 
     path: str
     pages: int
@@ -24,6 +25,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     preemption: str
     guesses: int
     seed: int = 0
+    record: str = ""
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):

@@ -67,7 +67,12 @@ class KvPool:
         """`n` pages for new tokens, or None where there are fewer."""
         if n > self.free:
             return None
-        taken = [self._free.pop() if self._free else self._evicted() for _ in range(n)]
+        if not n:
+            return []
+        fresh = min(n, len(self._free))
+        taken = self._free[len(self._free) - fresh :][::-1]
+        del self._free[len(self._free) - fresh :]
+        taken += [self._evicted() for _ in range(n - fresh)]
         for page in taken:
             self._pages[page].users = 1
         return taken
@@ -84,17 +89,16 @@ class KvPool:
                     self._free.append(page)
 
     def keep(self, pages: Sequence[int], tokens: Sequence[int], kept: Beginning) -> Beginning:
-        """Let others find the whole pages that `tokens` fill, beyond those they can find already."""
-        whole, node = len(tokens) // self.page_tokens, kept.node
+        """Let others find those of `pages` that `tokens` fill, beyond those they can find already."""
+        node, size = kept.node, self.page_tokens
+        whole = min(len(pages), len(tokens) // size)
         for i in range(kept.pages, whole):
-            key = (node, tuple(tokens[i * self.page_tokens : (i + 1) * self.page_tokens]))
-            if (same := self._found.get(key)) is not None:
-                node = self._pages[same].node
-                continue
-            self._nodes += 1
-            self._found[key] = pages[i]
-            self._pages[pages[i]].node = node = self._nodes
-            self._pages[pages[i]].key = key
+            key = (node, tuple(tokens[i * size : (i + 1) * size]))
+            held = self._pages[self._found.setdefault(key, pages[i])]
+            if not held.node:
+                self._nodes += 1
+                held.node, held.key = self._nodes, key
+            node = held.node
         return Beginning(whole, node)
 
     def _evicted(self) -> int:

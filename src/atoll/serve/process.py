@@ -20,6 +20,7 @@ from atoll.model.torch_pages import TorchModel
 from atoll.serve.engine import Engine
 from atoll.serve.messages import Add, Drop, Failed, FromEngine, Ready, Refused, Said, Setup, Unpacker, packed
 from atoll.serve.scheduler import Limits
+from atoll.serve.step_log import StepLog
 
 log = logging.getLogger(__name__)
 
@@ -93,21 +94,32 @@ def _serve(pipes: Pipes, setup: Setup) -> None:
     )
     engine = Engine(model, loaded.tokenizer, limits, setup.guesses)
     _tell(engine, pipes, [])
+    steps = StepLog(Path(setup.record), engine, kernel) if setup.record else None
     pipes.say(Ready(kernel))
     while (heard := pipes.heard(wait=not engine.busy)) is not None:
+        if steps:
+            steps.mark()
         for message in heard:
-            _do(engine, pipes, message)
+            _do(engine, pipes, steps, message)
         said = engine.step() if engine.busy else []
         if said or heard:
             _tell(engine, pipes, said)
+        if steps:
+            steps.said(said)
+            if not engine.busy:
+                steps.mark()
 
 
-def _do(engine: Engine, pipes: Pipes, message: object) -> None:
+def _do(engine: Engine, pipes: Pipes, steps: StepLog | None, message: object) -> None:
     if isinstance(message, Drop):
         engine.drop(message.id)
+        if steps:
+            steps.dropped(message.id)
     elif isinstance(message, Add):
         try:
             engine.add(message.request)
+            if steps:
+                steps.came(message.request)
         except AtollError as error:
             pipes.say(_refused(message.request.id, error))
         except Exception as error:

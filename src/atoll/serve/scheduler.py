@@ -4,15 +4,19 @@ Iteration-level batching as in Orca (Yu et al., OSDI 2022), chunked prefill as i
 arXiv 2403.02310): answers under way come first, prompts fill what is left of a step.
 """
 
+from bisect import insort
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
-from typing import Literal
+from operator import attrgetter
+from typing import Final, Literal, NamedTuple
 
+from atoll.cost import ENGINE_STEP, Op
 from atoll.errors import InvalidConfig
 from atoll.serve.pool import Beginning, KvPool
 from atoll.serve.sequence import Sequence
 
 Preemption = Literal["recompute", "swap"]
+_ORDER: Final = attrgetter("order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,7 @@ class Limits:
                 raise InvalidConfig(f"{name} is {value}; it must be at least 1")
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """`tokens` of a sequence, from its first that wasn't passed on. `wanted`: of how many of the last, the logits;
     `draws`: whether the next token can be drawn from those."""
 
@@ -55,6 +58,19 @@ class Step:
     def tokens(self) -> int:
         return sum(len(run.tokens) for run in self.runs)
 
+    def operation(self) -> Op:
+        """The step, as cost models know it. What passes one token is an answer, what passes more is a prompt."""
+        prefill = pairs = batch = context = 0
+        for run in self.runs:
+            n, start = len(run.tokens), run.sequence.computed
+            if n == 1:
+                batch += 1
+                context += start + 1
+            else:
+                prefill += n
+                pairs += n * start + n * (n + 1) // 2
+        return Op(ENGINE_STEP, prefill_tokens=prefill, prefill_pairs=pairs, batch=batch, context_tokens=context)
+
 
 class Scheduler:
     """Sequences come by `add` and go by `drop`; between them, `schedule` and `advance` take turns."""
@@ -63,10 +79,15 @@ class Scheduler:
         self.pool, self.limits = pool, limits
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        """Both in order."""
+
+    @property
+    def full(self) -> bool:
+        """Do as many run as may?"""
+        return len(self.running) >= self.limits.batch
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
-        self.waiting.sort(key=lambda each: each.order)
+        insort(self.waiting, sequence, key=_ORDER)
 
     def drop(self, sequence: Sequence) -> None:
         """It is over, or nobody wants it: what it held is free."""
@@ -92,61 +113,68 @@ class Scheduler:
     def advance(self, run: Run, drawn: Listed[int]) -> list[int]:
         """The run's tokens have passed. `drawn` comes after them: as many guesses as were right, and one token more; or
         nothing, where the sequence isn't through with what it knows. The tokens that are new."""
-        sequence, guesses = run.sequence, len(run.sequence.draft)
-        sequence.draft = []
-        sequence.computed += len(run.tokens) - guesses
+        sequence = run.sequence
+        sequence.computed += len(run.tokens)
+        if sequence.draft:
+            sequence.computed -= len(sequence.draft)
+            sequence.draft = []
         new = list[int]()
         for token in drawn[: sequence.limit - sequence.answered]:
             new.append(token)
             if token in sequence.ends:
                 break
-        sequence.computed += max(0, len(new) - 1)
+        if len(new) > 1:
+            sequence.computed += len(new) - 1
         sequence.tokens += new
-        whole = sequence.computed // self.pool.page_tokens
-        if whole > sequence.kept.pages:
-            passed = sequence.tokens[: whole * self.pool.page_tokens]
-            sequence.kept = self.pool.keep(sequence.pages, passed, sequence.kept)
+        self._keep(sequence)
         return new
 
-    def steady(self, step: Step) -> int:
-        """How many steps in all, this one counted, will be like this one, unless somebody comes, goes or ends."""
-        if (
-            self.waiting
-            or len(step.runs) < len(self.running)
-            or any(len(run.tokens) > 1 or not run.draws for run in step.runs)
-        ):
+    def steady(self, step: Step, most: int) -> int:
+        """How many steps, this one and at most `most` counted, will be like this one, unless somebody comes or goes."""
+        if len(step.runs) < len(self.running) or (self.waiting and not self.full):
             return 1
-        n = self.pool.free * self.pool.page_tokens + 1
-        while n > 1 and sum(self._short(run.sequence, n) for run in step.runs) > self.pool.free:
+        for run in step.runs:
+            if len(run.tokens) > 1 or not run.draws:
+                return 1
+        free = self.pool.free
+        n = min(most, free * self.pool.page_tokens + 1)
+        while n > 1 and sum(self._short(run.sequence, n) for run in step.runs) > free:
             n //= 2
         return n
 
-    def leap(self, step: Step, n: int, token: int) -> None:
-        """All that `n` steps like this one do, but the last one's `advance`, where each time `token` was drawn."""
-        for run in step.runs if n > 1 else ():
-            sequence = run.sequence
-            taken = self.pool.take(self._short(sequence, n))
+    def leap(self, run: Run, n: int, token: int) -> None:
+        """As many steps like this one, each of which drew `token` after the only one that passed: as `advance`."""
+        sequence = run.sequence
+        if short := self._short(sequence, n):
+            taken = self.pool.take(short)
             assert taken is not None, "more steps than are steady"
             sequence.pages += taken
-            sequence.tokens += [token] * (n - 1)
-            sequence.computed += n - 1
+        sequence.tokens += [token] * n
+        sequence.computed += n
+        self._keep(sequence)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _go_on(self, step: Step, left: int | None) -> int | None:
         """Those that run, answers before prompts, as far as pages and `left` tokens go."""
-        for sequence in sorted(self.running, key=lambda each: (each.missing > 1, each.order)):
-            if sequence not in self.running or left == 0:
+        answers, prompts = list[Sequence](), list[Sequence]()
+        for sequence in self.running:
+            (prompts if sequence.missing > 1 else answers).append(sequence)
+        for sequence in answers + prompts:
+            if left == 0:
+                break
+            if step.preempted and sequence not in self.running:
                 continue
-            n = sequence.missing if left is None else min(sequence.missing, left)
-            if not self._grow(sequence, n, step):
-                continue
-            left = self._run(step, sequence, n, left)
+            n = sequence.missing
+            if left is not None and left < n:
+                n = left
+            if self._grow(sequence, n, step):
+                left = self._run(step, sequence, n, left)
         return left
 
     def _admit(self, step: Step, left: int | None, most: int) -> None:
         """Those that wait, the first first, while there is room for all they have said so far."""
-        while self.waiting and left != 0 and most and len(self.running) < self.limits.batch:
+        while self.waiting and left != 0 and most and not self.full:
             sequence = self.waiting[0]
             known = [] if sequence.wants_prompt else sequence.tokens[:-1]
             found, kept = ([], Beginning()) if sequence.saved is not None else self.pool.match(known)
@@ -155,7 +183,7 @@ class Scheduler:
                 self.pool.release(found)
                 return
             self.waiting.pop(0)
-            self.running.append(sequence)
+            insort(self.running, sequence, key=_ORDER)
             sequence.pages, sequence.kept = found + taken, kept
             if sequence.saved is None:
                 sequence.computed = len(found) * self.pool.page_tokens
@@ -168,25 +196,28 @@ class Scheduler:
             most -= 1
 
     def _run(self, step: Step, sequence: Sequence, n: int, left: int | None) -> int | None:
-        tokens = sequence.tokens[sequence.computed : sequence.computed + n]
-        last = n == sequence.missing
-        room = len(sequence.pages) * self.pool.page_tokens - len(sequence.tokens)
-        if not last or n > 1:
-            sequence.draft = []
-        del sequence.draft[max(0, min(room, len(sequence.draft) if left is None else left - n)) :]
-        tokens += sequence.draft
-        prompt = sequence.wants_prompt and sequence.computed < len(sequence.prompt)
+        computed = sequence.computed
+        tokens = sequence.tokens[computed : computed + n]
+        last = computed + n == len(sequence.tokens)
+        if sequence.draft:
+            room = len(sequence.pages) * self.pool.page_tokens - len(sequence.tokens)
+            guesses = min(room, len(sequence.draft) if left is None else left - n) if last and n == 1 else 0
+            del sequence.draft[max(0, guesses) :]
+            tokens += sequence.draft
+        prompt = sequence.wants_prompt and computed < len(sequence.prompt)
         wanted = len(tokens) if prompt else (1 + len(sequence.draft) if last else 0)
         step.runs.append(Run(sequence, tokens, wanted, last and sequence.limit > 0))
         return None if left is None else left - len(tokens)
 
     def _grow(self, sequence: Sequence, n: int, step: Step) -> bool:
         """Pages for `n` more tokens; whoever runs and is last in order steps back for them, maybe itself."""
-        ask = max(0, self._pages(sequence.computed + n + len(sequence.draft)) - len(sequence.pages))
+        ask = self._short(sequence, n + len(sequence.draft))
+        if ask == 0:
+            return True
         while (taken := self.pool.take(ask)) is None:
             if sequence.draft:
                 sequence.draft = []
-                ask = max(0, self._pages(sequence.computed + n) - len(sequence.pages))
+                ask = self._short(sequence, n)
                 continue
             scheduled = {run.sequence.id for run in step.runs}
             others = [each for each in self.running if each.id not in scheduled]
@@ -213,9 +244,16 @@ class Scheduler:
         self.pool.release(sequence.pages)
         sequence.pages, sequence.kept = [], Beginning()
 
+    def _keep(self, sequence: Sequence) -> None:
+        """What has passed can be found by others."""
+        whole = sequence.computed // self.pool.page_tokens
+        if whole > sequence.kept.pages:
+            sequence.kept = self.pool.keep(sequence.pages[:whole], sequence.tokens, sequence.kept)
+
     def _short(self, sequence: Sequence, n: int) -> int:
         """Pages it lacks for `n` tokens more than have passed."""
-        return max(0, self._pages(sequence.computed + n) - len(sequence.pages))
+        lacking = sequence.computed + n - len(sequence.pages) * self.pool.page_tokens
+        return self._pages(lacking) if lacking > 0 else 0
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.pool.page_tokens)

@@ -7,9 +7,10 @@ only lengths change, many steps are one event, to the nanosecond as if they were
 import math
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from atoll.cost import Op
 from atoll.endpoint.api import Sampling
@@ -17,8 +18,10 @@ from atoll.model.paged import PAGE_TOKENS
 from atoll.serve.pool import KvPool
 from atoll.serve.scheduler import Limits, Run, Scheduler, Step
 from atoll.serve.sequence import Sequence
-from atoll.sim.loop import Loop
-from atoll.workload.api import Demand, End, Outcome
+from atoll.sim.loop import FOREVER_NS, Loop
+from atoll.workload.api import Arrival, Demand, End, Outcome, Workload
+from atoll.workload.pacer import Pacer
+from atoll.workload.trace.edits import within
 
 Logged = tuple[int, tuple[tuple[str, int], ...]]
 """A step: its begin in ns, and the tokens of each sequence that passed."""
@@ -26,6 +29,8 @@ Logged = tuple[int, tuple[tuple[str, int], ...]]
 _GREEDY: Final = Sampling(temperature=0)
 _END: Final = 0
 _WORD: Final = 1
+_BLOCKS: Final = 2
+"""From here on."""
 _NAMED_BLOCK: Final = 512
 """Tokens that one of an arrival's `hash_ids` stands for."""
 _NS: Final = 1_000_000_000
@@ -40,9 +45,10 @@ class Cost(Protocol):
 @dataclass(slots=True)
 class _Asked:
     demand: Demand
+    sequence: Sequence
     due_s: float
     sent_s: float
-    first_s: float = math.nan
+    first_ns: int | None = None
 
 
 @dataclass(slots=True)
@@ -64,7 +70,7 @@ class VirtualEngine:
         cost: Cost,
         pages: int,
         limits: Limits,
-        answered: Callable[[Outcome], object],
+        answered: Callable[[Outcome], object] = lambda outcome: None,
         *,
         log: list[Logged] | None = None,
         leaps: bool = True,
@@ -73,10 +79,14 @@ class VirtualEngine:
         self.loop, self.cost, self.limits = loop, cost, limits
         self.scheduler = Scheduler(KvPool(pages, PAGE_TOKENS), limits)
         self.steps = self.preempted = 0
-        self._answered, self._log, self._leaps = answered, log, leaps
+        self.answered = answered
+        self._log, self._leaps = log, leaps
         self._asked: dict[str, _Asked] = {}
         self._arrivals = 0
         self._turn: _Turn | None = None
+        self._called = False
+        """Will `_begin` be called?"""
+        self._unwanted: list[str] = []
 
     @property
     def load(self) -> int:
@@ -85,24 +95,40 @@ class VirtualEngine:
 
     def ask(self, demand: Demand, due_s: float) -> None:
         """A request comes now; it was meant for `due_s`."""
-        asked = _Asked(demand, due_s, self.loop.now_s)
-        prompt = prompt_tokens(demand)
-        room = self.scheduler.pool.pages * PAGE_TOKENS - len(prompt)
+        id = str(demand.arrival.number)
+        room = self.scheduler.pool.pages * PAGE_TOKENS - demand.arrival.prompt_tokens
+        sequence = Sequence(
+            id, prompt_tokens(demand.arrival), (0, self._arrivals), _GREEDY, room, ends=frozenset({_END})
+        )
+        asked = _Asked(demand, sequence, due_s, self.loop.now_s)
         if len(self.scheduler.waiting) >= self.limits.waiting or demand.output_tokens > room:
             self._tell(asked, "refused", 0)
             return
-        id = str(demand.arrival.number)
         self._asked[id] = asked
         self._arrivals += 1
-        sequence = Sequence(id, prompt, (0, self._arrivals), _GREEDY, room, ends=frozenset({_END}))
-        self._cut()
+        if not self.scheduler.full:
+            self._cut()
         self.scheduler.add(sequence)
-        if self._turn is None:
-            self._begin()
+        if self._turn is None and not self._called:
+            self._called = True
+            self.loop.post(0, self._begin)
+
+    def drop(self, number: int) -> None:
+        """Nobody wants this answer any more: it ends with the step under way, and nobody is told. One that is over is
+        no error."""
+        if str(number) in self._asked:
+            self._unwanted.append(str(number))
+            self._cut()
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
+        """After all who come at this moment."""
+        self._called = False
+        for id in self._unwanted:
+            if (asked := self._asked.pop(id, None)) is not None:
+                self.scheduler.drop(asked.sequence)
+        self._unwanted.clear()
         step = self.scheduler.schedule()
         self.preempted += step.preempted
         if not step.runs:
@@ -116,21 +142,20 @@ class VirtualEngine:
 
     def _ends(self, step: Step, now_ns: int) -> list[int]:
         """When this step ends, and those after it that are sure to be like it."""
-        n = self.scheduler.steady(step) if self._leaps else 1
-        if n > 1:
-            n = min(n, *(self._left(run.sequence) for run in step.runs))
-        prefill = sum(len(run.tokens) for run in step.runs if len(run.tokens) > 1)
-        batch = len(step.runs)
-        context = sum(run.sequence.computed + len(run.tokens) for run in step.runs)
-        ends = []
-        for i in range(n):
-            op = Op("engine_step", prefill_tokens=prefill, batch=batch, context_tokens=context + i * batch)
-            now_ns += max(1, round(self.cost.seconds(op) * _NS))
-            ends.append(now_ns)
+        op = step.operation()
+        n = 1
+        if self._leaps and not op.prefill_tokens:
+            asked = self._asked
+            left = [asked[run.sequence.id].demand.output_tokens - run.sequence.answered for run in step.runs]
+            n = self.scheduler.steady(step, min(left))
+        ends = [now_ns + self._takes_ns(op)]
+        for i in range(1, n):
+            more = Op(op.kind, batch=op.batch, context_tokens=op.context_tokens + i * op.batch)
+            ends.append(ends[-1] + self._takes_ns(more))
         return ends
 
-    def _left(self, sequence: Sequence) -> int:
-        return self._asked[sequence.id].demand.output_tokens - sequence.answered
+    def _takes_ns(self, op: Op) -> int:
+        return max(1, round(self.cost.seconds(op) * _NS))
 
     def _cut(self) -> None:
         """Somebody comes: the step that runs is the last that is like those before."""
@@ -153,36 +178,126 @@ class VirtualEngine:
         if self._log is not None:
             passed = tuple((run.sequence.id, len(run.tokens)) for run in turn.step.runs)
             self._log += [(began, passed) for began in (turn.began_ns, *turn.ends_ns[:-1])]
-        self.scheduler.leap(turn.step, n, _WORD)
-        for run in turn.step.runs:
-            self._advance(run, turn.ends_ns[0] / _NS)
+        last = [run for run in turn.step.runs if self._advance(run, n, turn.ends_ns[0])]
+        for run in last:
+            sequence = run.sequence
+            self.scheduler.advance(run, (_END,))
+            self.scheduler.drop(sequence)
+            asked = self._asked.pop(sequence.id)
+            self._tell(asked, "answered", asked.demand.output_tokens)
         self._begin()
 
-    def _advance(self, run: Run, first_s: float) -> None:
-        sequence, asked = run.sequence, self._asked[run.sequence.id]
-        last = run.draws and self._left(sequence) == 1
-        self.scheduler.advance(run, (_END if last else _WORD,) if run.draws else ())
-        if run.draws and math.isnan(asked.first_s):
-            asked.first_s = first_s
-        if last:
-            self.scheduler.drop(sequence)
-            del self._asked[sequence.id]
-            self._tell(asked, "answered", asked.demand.output_tokens)
+    def _advance(self, run: Run, n: int, first_ns: int) -> bool:
+        """`n` steps with this run are over. True: of the last, which ends the answer, nothing is told yet."""
+        if not run.draws:
+            self.scheduler.advance(run, ())
+            return False
+        sequence = run.sequence
+        asked = self._asked[sequence.id]
+        if asked.first_ns is None:
+            asked.first_ns = first_ns
+        is_last = sequence.answered + n == asked.demand.output_tokens
+        if len(run.tokens) == 1:
+            self.scheduler.leap(run, n - is_last, _WORD)
+        elif not is_last:
+            self.scheduler.advance(run, (_WORD,))
+        return is_last
 
     def _tell(self, asked: _Asked, end: End, tokens: int) -> None:
         number = asked.demand.arrival.number
-        self._answered(Outcome(number, asked.due_s, asked.sent_s, end, asked.first_s, self.loop.now_s, tokens))
+        first_s = math.nan if asked.first_ns is None else asked.first_ns / _NS
+        self.answered(Outcome(number, asked.due_s, asked.sent_s, end, first_s, self.loop.now_s, tokens))
 
 
-def prompt_tokens(demand: Demand) -> tuple[int, ...]:
-    """A prompt's tokens: the same where the arrival names the same blocks, else like no other's."""
-    arrival = demand.arrival
-    named = (2 + block * _NAMED_BLOCK + i for block in arrival.hash_ids for i in range(_NAMED_BLOCK))
+@dataclass
+class VirtualDrive:
+    """Asks virtual engines what a workload says: what `endpoint.driving.Drive` is to servers, with fields as there.
+
+    A request goes to the engine with the fewest of them, and reaches it after `ask_s`; an answer is heard `answer_s`
+    after it was said.
+    """
+
+    engines: Listed[VirtualEngine]
+    workload: Workload
+    told: Callable[[Arrival, Outcome], object]
+    offered: Callable[[Arrival], object] = lambda arrival: None
+    until_s: float = math.inf
+    patience_s: float = 600.0
+    most_tokens: int = 1 << 30
+    ask_s: float = 0.0
+    answer_s: float = 0.0
+    cut: int = 0
+    """How many requests were."""
+    _open: dict[int, "_Sent"] = field(default_factory=dict)
+    _wakes_ns: int = FOREVER_NS
+
+    def run(self) -> Pacer:
+        """Until all that is due has been sent and has ended."""
+        self._loop, self._load = self.engines[0].loop, [0] * len(self.engines)
+        self._pacer = Pacer(self.workload, self.until_s)
+        for engine in self.engines:
+            engine.answered = self._said
+        self._sleep()
+        while (self._open or self._pacer.wake_s < math.inf) and self._loop.step():
+            pass
+        return self._pacer
+
+    def _sleep(self) -> None:
+        """Until something is due: a nanosecond more, so that no rounding makes it too early."""
+        if self._pacer.wake_s == math.inf:
+            return
+        wakes_ns = max(self._loop.now_ns, int(self._pacer.wake_s * _NS) + 1)
+        if wakes_ns < self._wakes_ns:
+            self._wakes_ns = wakes_ns
+            self._loop.post(wakes_ns - self._loop.now_ns, self._send)
+
+    def _send(self) -> None:
+        if self._loop.now_ns >= self._wakes_ns:
+            self._wakes_ns = FOREVER_NS
+        for demand in self._pacer.decide(self._loop.now_s):
+            arrival, asked = demand.arrival, within(demand, self.most_tokens)
+            self.offered(arrival)
+            self.cut += asked is not demand
+            which = self._load.index(min(self._load))
+            self._load[which] += 1
+            self._open[arrival.number] = _Sent(arrival, which, self._loop.now_s)
+            self._loop.post(round(self.ask_s * _NS), self.engines[which].ask, asked, arrival.at_s)
+            self._loop.post(round(self.patience_s * _NS), self._give_up, arrival.number)
+        self._sleep()
+
+    def _said(self, outcome: Outcome) -> None:
+        self._loop.post(round(self.answer_s * _NS), self._heard, outcome)
+
+    def _heard(self, outcome: Outcome) -> None:
+        sent = self._open.pop(outcome.number, None)
+        if sent is None:  # nobody listens any more
+            return
+        self._load[sent.which] -= 1
+        first_s = outcome.first_s + self.answer_s
+        self.told(sent.arrival, replace(outcome, sent_s=sent.at_s, first_s=first_s, last_s=self._loop.now_s))
+        if outcome.end == "answered":
+            self._pacer.handle(sent.arrival, self._loop.now_s)
+            self._sleep()
+
+    def _give_up(self, number: int) -> None:
+        sent = self._open.pop(number, None)
+        if sent is None:
+            return
+        self._load[sent.which] -= 1
+        self.engines[sent.which].drop(number)
+        self.told(sent.arrival, Outcome(number, sent.arrival.at_s, sent.at_s, "timed out"))
+
+
+class _Sent(NamedTuple):
+    arrival: Arrival
+    which: int
+    """Of the engines."""
+    at_s: float
+
+
+def prompt_tokens(arrival: Arrival) -> tuple[int, ...]:
+    """A prompt's tokens: the same where the arrival names the same blocks; after them, one like no other's."""
+    named = (_BLOCKS + block * _NAMED_BLOCK + i for block in arrival.hash_ids for i in range(_NAMED_BLOCK))
     shared = tuple(islice(named, arrival.prompt_tokens))
-    return (*shared, *_own(arrival.number, arrival.prompt_tokens - len(shared)))
-
-
-def _own(number: int, n: int) -> range:
-    """Below 0, where no named block is."""
-    first = -1 - number * (1 << 20)
-    return range(first, first - n, -1)
+    own = arrival.prompt_tokens - len(shared)
+    return (*shared, -1 - arrival.number, *(_WORD,) * (own - 1)) if own else shared

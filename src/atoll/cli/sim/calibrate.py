@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,10 +11,11 @@ from rich.text import Text
 
 from atoll.cli.output import say
 from atoll.config import atomic_write, parse
-from atoll.reproduce.calibration import fit
+from atoll.errors import InvalidConfig
+from atoll.reproduce.calibration import asking, fit
 from atoll.reproduce.calibration.api import Calibration
-from atoll.reproduce.calibration.calibrate import calibrate, with_faults_and_distance
-from atoll.reproduce.calibration.measure import FULL, QUICK
+from atoll.reproduce.calibration.calibrate import calibrate, calibrate_engine, with_faults_and_distance
+from atoll.reproduce.calibration.measure import FULL, QUICK, fingerprint, machine
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class CalibrateSettings:
 
     out: Path = Path("calib.json")
     """The calibration."""
+    engine: str | None = None
+    """Measure instead what serving this model takes (`atoll model list`): a server runs, and is asked in rounds. Joins
+    what is in the file already."""
     quick: bool = False
     """Few sizes, few repetitions: to see that it works, not what it finds."""
     shaped: bool = True
@@ -44,11 +48,33 @@ def main(argv: list[str]) -> int:
     def tell(text: str) -> None:
         progress.print(text, style="dim")
 
+    if settings.engine is not None:
+        known = _known(settings.out)
+        found = calibrate_engine(settings.engine, asking.QUICK if settings.quick else asking.FULL, tell)
+        joined = found if known is None else replace(known, engines=known.engines | found.engines)
+        atomic_write(settings.out, joined.to_json().encode())
+        return _told(settings, found)
     found = calibrate(QUICK if settings.quick else FULL, tell)
+    if (known := _known(settings.out)) is not None:
+        found = replace(found, engines=known.engines)
     atomic_write(settings.out, found.to_json().encode())
     if settings.shaped and not settings.quick:
         found = with_faults_and_distance(found, tell)
         atomic_write(settings.out, found.to_json().encode())
+    return _told(settings, found)
+
+
+def _known(path: Path) -> Calibration | None:
+    """What is there already. InvalidConfig: it is of another machine."""
+    if not path.exists():
+        return None
+    known = Calibration.from_json(path.read_bytes())
+    if known.fingerprint != fingerprint(machine()):
+        raise InvalidConfig(f"{path} is of another machine, or of other versions; write to another file by --out")
+    return known
+
+
+def _told(settings: CalibrateSettings, found: Calibration) -> int:
     rows = fit.table(found)
     if settings.json:
         for point in found.points:

@@ -11,6 +11,7 @@ import msgspec
 
 from atoll.cost import CostCurve, CostModel, Op
 from atoll.errors import InvalidConfig, InvalidData
+from atoll.reproduce.calibration.engines import EngineCosts
 
 MEDIAN_BOUND: Final = 0.10
 WORST_BOUND: Final = 0.25
@@ -145,7 +146,10 @@ class Calibration:
     models: dict[str, CostModel] = field(default_factory=dict)
     curves: dict[str, CostCurve] = field(default_factory=dict)
     """By kind, for `Node.compute`."""
-    costs: HostCosts
+    engines: dict[str, EngineCosts] = field(default_factory=dict)
+    """By model, for virtual engines."""
+    costs: HostCosts | None = None
+    """None: only engines were measured."""
     points: tuple[Point, ...] = ()
 
     def seconds(self, op: Op) -> float:

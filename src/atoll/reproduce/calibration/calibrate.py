@@ -1,13 +1,17 @@
 """Driver: all of a calibration in its order: measure, fit, ask the virtual group what is missing, predict, compare."""
 
+import asyncio
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 from atoll.reproduce.api import Say
-from atoll.reproduce.calibration import fit, predict, recovery, wan
+from atoll.reproduce.calibration import asking, engines, fit, predict, recovery, server, wan
 from atoll.reproduce.calibration.api import Calibration, Measured
-from atoll.reproduce.calibration.measure import FULL, Amount, fingerprint, measure
+from atoll.reproduce.calibration.measure import FULL, Amount, fingerprint, machine, measure
+from atoll.serve.step_log import read_steps
 
 ALONE = "virtual group, from small things"
 TUNED = "virtual group, scaled"
@@ -20,6 +24,7 @@ def calibrate(amount: Amount = FULL, say: Say = lambda text: None, folder: Path 
 
 def with_faults_and_distance(found: Calibration, say: Say = lambda text: None) -> Calibration:
     """And what takes minutes: kills in large all-reduces, and transfers in the network lab, where there is one."""
+    assert found.costs is not None
     say("kills in all-reduces")
     more = [recovery.point(found.costs)]
     if why := wan.unavailable():
@@ -28,6 +33,23 @@ def with_faults_and_distance(found: Calibration, say: Say = lambda text: None) -
         say("transfers over shaped links")
         more += wan.points(say)
     return replace(found, points=(*found.points, *more))
+
+
+def calibrate_engine(
+    model: str, rounds: asking.Rounds = asking.FULL, say: Say = lambda text: None, flags: Sequence[str] = ()
+) -> Calibration:
+    """What `atoll serve MODEL` with those flags takes here, a step and the way to it."""
+    of = machine()
+    mark, today = fingerprint(of), str(date.today())
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "steps.jsonl"
+        say(f"starting {model}")
+        with server.served(model, "--record", str(record), *flags) as there:
+            alone = asyncio.run(asking.ask(there, rounds, say))
+        costs = engines.engine_costs(model, read_steps(record), alone, fingerprint=mark, fitted_on=today)
+    return Calibration(
+        fingerprint=mark, machine=of, fitted_on=today, quick=rounds is not asking.FULL, engines={model: costs}
+    )
 
 
 def calibration_of(measured: Measured, today: str, say: Say = lambda text: None) -> Calibration:

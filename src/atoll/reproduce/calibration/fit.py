@@ -165,6 +165,14 @@ def table(calibration: Calibration) -> list[Row]:
         if r.held_out:
             what = f"{name}, curve over its sizes" if name.startswith("all-reduce") else name
             rows.append(Row(what, r.points, r.median, r.p90, r.worst))
+    for name, engine in calibration.engines.items():
+        step = engine.step
+        parts = {"some of a prompt": step.prompts, f"{step.split} answers at most": step.few}
+        if step.many != step.few:
+            parts["more answers"] = step.many
+        for what, part in parts.items():
+            r = part.residuals
+            rows.append(Row(f"step of {name} with {what}", r.points, r.median, r.p90, r.worst))
     groups: dict[tuple[str, str], list[float]] = {}
     for point in calibration.points:
         if not point.fitted:

@@ -21,9 +21,6 @@ def nearness(full: bool, say: Say) -> Iterator[Line]:
         yield Line(
             "8", "recovery after a kill, transfers over shaped links", "<= 20 %, <= 10 %", "--full", "not yet", "-"
         )
-    yield Line(
-        "8", "serving: latencies at three loads, ranking of routers", "<= 10-20 %", "needs serve", "not yet", "-"
-    )
 
 
 def _bounds(row: Row) -> str:

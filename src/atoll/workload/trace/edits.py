@@ -65,6 +65,16 @@ def capped(
         yield replace(demand, arrival=arrival, output_tokens=min(demand.output_tokens, output_tokens))
 
 
+def within(demand: Demand, most_tokens: int) -> Demand:
+    """Cut to what a model has room for, the prompt first; itself where it fits."""
+    prompt, output = demand.arrival.prompt_tokens, demand.output_tokens
+    if prompt + output <= most_tokens:
+        return demand
+    output = max(1, min(output, most_tokens // 2))
+    arrival = replace(demand.arrival, prompt_tokens=min(prompt, most_tokens - output))
+    return replace(demand, arrival=arrival, output_tokens=output)
+
+
 def smaller(demands: Iterable[Demand], factor: float) -> Iterator[Demand]:
     """For tiny models: all lengths, and the blocks `hash_ids` stand for, through `factor`; at least 1 token is left."""
     check_positive(factor=factor)

@@ -1,8 +1,8 @@
 """Policy: how many seconds an operation takes, by models fitted to measurements: a sum of prices, or a curve.
 
 For planners and for virtual time. `CostModel` over `("1", "bytes")` is alpha + beta * bytes (Hockney, 1994); with
-`"flops"` a reduction's gamma; over `SERVING_STEP` an engine's step. `CostCurve` is for what is curved. Relative errors
-count, so small and large operations weigh alike; `hold_out` sets points aside that judge a fit without having made it.
+`"flops"` a reduction's gamma. `CostCurve` is for what is curved. Relative errors count, so small and large operations
+weigh alike; `hold_out` sets points aside that judge a fit without having made it.
 """
 
 import math
@@ -21,27 +21,34 @@ from numpy.typing import NDArray
 from atoll.errors import InvalidConfig, InvalidData
 
 QUANTITIES = {"flops": "flop", "bytes": "byte", "tokens": "token"}
-QUANTITIES |= {"prefill_tokens": "token", "batch": "sequence", "context_tokens": "token"}
+QUANTITIES |= {"prefill_tokens": "token", "prefill_pairs": "pair", "batch": "sequence", "context_tokens": "token"}
 """What an operation may have amounts of, and the units."""
 UNITS = {"1": "s"} | {name: f"s/{unit}" for name, unit in QUANTITIES.items()}
 """Of the prices."""
-SERVING_STEP = ("1", "prefill_tokens", "batch", "context_tokens")
-"""a + b * prompt tokens of this step + c * sequences + d * the sum of the tokens they attend to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """Work of one kind ("matmul", "send", "decode"). Raises `InvalidData` where an amount is negative or not finite."""
+    """Work of one kind ("matmul", "send"). Raises `InvalidData` where an amount is negative or not finite.
+
+    Of a step of a serving engine: `prefill_tokens` of prompts, and the `prefill_pairs` of one of them and one that it
+    attends to; a `batch` of answers, one token each, which attend to `context_tokens` in all.
+    """
 
     kind: str
     flops: float = 0
     bytes: float = 0
     tokens: float = 0
     prefill_tokens: float = 0
+    prefill_pairs: float = 0
     batch: float = 0
     context_tokens: float = 0
 
     def __post_init__(self) -> None:
+        serving = self.prefill_tokens, self.prefill_pairs, self.batch, self.context_tokens
+        amounts = (self.flops, self.bytes, self.tokens, *serving)
+        if min(amounts) >= 0 and sum(amounts) < math.inf:  # NaN makes the sum NaN
+            return
         for name in QUANTITIES:
             amount = getattr(self, name)
             if not 0 <= amount < math.inf:
@@ -190,12 +197,15 @@ class CostModel(Fitted):
             fingerprint=fingerprint,
             fitted_on=fitted_on,
             fitted_range={f: (min(measured), max(measured)) for f, measured in amounts.items()},
-            residuals=_residuals(judges @ coefficients, bool(held_out)),
+            residuals=residuals_of(judges @ coefficients, bool(held_out)),
         )
 
     def seconds(self, op: Op) -> float:
         _check_kind(self.kind, op)
-        return sum(c * _amount(op, f) for f, c in self.coefficients.items())
+        seconds = 0.0
+        for feature, coefficient in self.coefficients.items():
+            seconds += coefficient * (1.0 if feature == "1" else getattr(op, feature))
+        return seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +264,7 @@ class CostCurve(Fitted):
             fingerprint=fingerprint,
             fitted_on=fitted_on,
             fitted_range={feature: (amounts[0], amounts[-1])},
-            residuals=_residuals(np.array(ratios), bool(held_out)),
+            residuals=residuals_of(np.array(ratios), bool(held_out)),
         )
 
     def seconds(self, op: Op) -> float:
@@ -329,7 +339,7 @@ def _relative(features: Sequence[str], samples: Sequence[Sample]) -> NDArray[Any
     return np.array(rows, float).reshape(len(samples), len(features))
 
 
-def _residuals(ratios: NDArray[Any], held_out: bool) -> Residuals:
+def residuals_of(ratios: NDArray[Any], held_out: bool) -> Residuals:
     """From predicted / measured."""
     errors = np.abs(ratios - 1)
     logs = -np.log(ratios[ratios > 0])
