@@ -503,6 +503,19 @@ def test_a_step_says_what_data_parallel_training_would_have_sent():
         assert one.last("done")["sent"] == 4 * other.last("done")["sent"]
 
 
+@pytest.mark.parametrize("strategy", ["eager", "co2"])
+def test_what_is_finished_early_for_a_checkpoint_is_counted_too(strategy, tmp_path):
+    sent = []
+    for save_every in (0, 4):
+        run = Run(tiny(strategy=strategy, every=4, steps=24, save_every=save_every))
+        for i in range(2):
+            run.start(min_world=2, folder=tmp_path / f"{save_every} {i}")
+        check_finished(run.run().peers)
+        sent.append([peer.last("done")["sent"] for peer in run.peers])
+    assert sent[0] == sent[1]
+    assert min(sent[0]) > 0
+
+
 def test_codecs_send_less():
     exact, bf16, uint8 = (
         group_of(3, tiny(codec=codec)).run().peers[0].last("done")["sent"] for codec in ("none", "bf16", "uint8")

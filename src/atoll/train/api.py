@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,15 @@ class StepInfo:
     """False, on all peers: their shared states differ, and have to be synced."""
 
 
+class Drained(NamedTuple):
+    """What it came to, to finish early what was in flight."""
+
+    losses: tuple[str, ...] = ()
+    """Who went meanwhile, in words."""
+    bytes_sent: int = 0
+    """To other peers, by what was in flight."""
+
+
 class Strategy(Protocol):
     """Owns all of the update, from batch to new parameters."""
 
@@ -50,11 +59,8 @@ class Strategy(Protocol):
     def step(self, batch: torch.Tensor) -> StepInfo:
         """Learn from `batch` [sequences, time + 1], and exchange what the schedule asks for."""
 
-    def drain(self) -> tuple[str, ...]:
-        """Finish what is in flight, so that the shared state may be saved or given to newcomers.
-
-        Returns who was lost meanwhile, in words.
-        """
+    def drain(self) -> Drained:
+        """Finish what is in flight, so that the shared state may be saved or given to newcomers."""
 
     def collect(self) -> None:
         """All peers, before a checkpoint: bring together what is split among them. PeerLost: again."""

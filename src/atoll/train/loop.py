@@ -216,7 +216,9 @@ class Trainer:
             self._save(group)
 
     def _drain(self, group: Group) -> None:
-        self._tell_losses(group, self.strategy.drain())
+        drained = self.strategy.drain()
+        self.sent += drained.bytes_sent
+        self._tell_losses(group, drained.losses)
 
     def _tell_losses(self, group: Group, losses: tuple[str, ...]) -> None:
         for message in losses:

@@ -19,7 +19,7 @@ from atoll.cost import Op
 from atoll.errors import Diverged
 from atoll.group.facade import Group
 from atoll.runtime.api import here
-from atoll.train.api import StepInfo
+from atoll.train.api import Drained, StepInfo
 from atoll.train.exchange import Exchange, Exchanged
 from atoll.train.flat import FlatModel
 from atoll.train.learners import Learner
@@ -86,12 +86,12 @@ class OuterLoop:
             boundary=whole,
         )
 
-    def drain(self) -> tuple[str, ...]:
+    def drain(self) -> Drained:
         """Finish what is in flight before its time. All must do it after the same step."""
         done = [d for fragment in self.exchange.under_way for d in self._finish(fragment)]
         if done:
             self._settle()
-        return tuple(lost for d in done for lost in d.losses)
+        return Drained(tuple(lost for d in done for lost in d.losses), sum(d.bytes_sent for d in done))
 
     def collect(self) -> None:
         """What is split among peers, for a checkpoint."""

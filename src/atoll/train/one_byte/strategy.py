@@ -27,7 +27,7 @@ from atoll.errors import InvalidConfig, InvalidData, Mismatch
 from atoll.group.facade import Group
 from atoll.rng import stream
 from atoll.runtime.api import here
-from atoll.train.api import StepInfo, Task
+from atoll.train.api import Drained, StepInfo, Task
 from atoll.train.one_byte.code import ByteCode, Code
 from atoll.train.one_byte.rounds import NAME, LogFile, Round, decode, encode, read
 from atoll.train.one_byte.settings import OneByteSettings
@@ -278,9 +278,9 @@ class OneByte:
         """How many all peers together have used so far."""
         return sum(each.peers for each in self.rounds[: int(self.steps)])
 
-    def drain(self) -> tuple[str, ...]:
+    def drain(self) -> Drained:
         """Nothing is ever in flight."""
-        return ()
+        return Drained()
 
     def shared(self) -> dict[str, torch.Tensor]:
         """The parameters that are trained, their grids, and the step."""
