@@ -11,6 +11,7 @@ import pytest
 
 HERE: Final = Path(__file__).parent
 BESIDE: Final = (
+    "cli/test_asynchronous.py",
     "cli/test_history.py",
     "cli/test_live.py",
     "cli/test_model.py",
@@ -65,6 +66,7 @@ BESIDE: Final = (
     "reproduce/test_streaming_diloco.py",
     "reproduce/test_systems.py",
     "runtime/test_conformance.py",
+    "runtime/test_connections.py",
     "serve",
     "sim",
     "test_config.py",

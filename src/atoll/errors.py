@@ -29,6 +29,10 @@ class MasterLost(AtollError):
     """The master can't be reached any more. Start it again and join it."""
 
 
+class ConnectionLost(AtollError):
+    """The other side of a connection has gone, or can't be reached. Connect again."""
+
+
 class Busy(AtollError):
     """The call isn't allowed while a `Work` has not been awaited, or its tag is in use. Nothing has changed."""
 

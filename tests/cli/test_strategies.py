@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from atoll.cli.main import run
-from atoll.cli.strategies import STRATEGIES, options
+from atoll.cli.strategies import IN_ROUNDS, STRATEGIES, options
 from atoll.config import parse
 from atoll.train.forecast import Link
 from atoll.train.guide import GUIDES, fewest_steps, take
@@ -33,7 +33,7 @@ def test_each_strategy_has_a_line_that_says_when_and_flags_that_train_takes(caps
 
 def test_on_a_link_each_is_priced_and_one_is_taken(capsys: Any) -> None:
     *rows, taken = told(*HOME, capsys=capsys)
-    assert {row["strategy"] for row in rows} == set(STRATEGIES)
+    assert {row["strategy"] for row in rows} == set(IN_ROUNDS)
     assert all(row["simulated"] for row in (*rows, taken))
     by_name = {row["strategy"]: row for row in rows}
     ddp, streaming = by_name["ddp"], by_name["streaming"]
@@ -61,7 +61,7 @@ def test_the_one_taken_has_peers_that_hear_of_each_other_soonest(
     bytes_per_s: float, trip_s: float, numbers: int, name: str
 ) -> None:
     link = Link(bytes_per_s, trip_s)
-    found = [fewest_steps(options(each, numbers, 8, 2.0, link)) for each in STRATEGIES]
+    found = [fewest_steps(options(each, numbers, 8, 2.0, link)) for each in IN_ROUNDS]
     taken = take(found)
     assert taken.name == name
     if taken.reaches:

@@ -8,4 +8,4 @@ word, `seeds()` are inputs to begin with, `mutate(data, rng)`, where there is on
 
 from typing import Final
 
-NAMES: Final = ("channel", "master", "peer", "links", "election", "codecs", "saved", "models", "traces")
+NAMES: Final = ("channel", "session", "master", "peer", "links", "election", "codecs", "saved", "models", "traces")

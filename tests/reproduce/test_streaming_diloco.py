@@ -8,6 +8,8 @@ import pytest
 from atoll.errors import LabUnavailable
 from atoll.reproduce import streaming_diloco
 from atoll.reproduce.demonstrations import find
+from atoll.reproduce.streaming_diloco.asynchronous import identity, raced, simulated
+from atoll.reproduce.streaming_diloco.asynchronous import killed as killed_without_rounds
 from atoll.reproduce.streaming_diloco.bits import bits
 from atoll.reproduce.streaming_diloco.faults import killed
 from atoll.reproduce.streaming_diloco.islands import Trained
@@ -35,6 +37,17 @@ def test_what_needs_no_lab_holds(seed: int) -> None:
         (number, "pass") for number in ("1a", "1b", "1c", "4a", "4b", "4c", "6a", "6b", "6c", "7a", "7b")
     ]
     assert {line.number for line in lines if line.kind == "simulated"} == {"6a", "6b", "6c"}
+
+
+def test_n_pushes_are_one_step() -> None:
+    assert identity(1).verdict == "pass"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_without_rounds_nobody_waits_for_a_slower_one_or_a_dead_one() -> None:
+    lines = [simulated(False, 1, ignore), raced(False, 1, ignore), *killed_without_rounds(1, ignore)]
+    assert [(line.number, line.verdict) for line in lines] == [(f"8{part}", "pass") for part in "bcde"]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any, Literal
 
 Event = Mapping[str, Any]
-State = Literal["joining", "training", "lost", "killed", "done", "failed", "late"]
+State = Literal["joining", "training", "serving", "lost", "killed", "done", "failed", "late"]
 
 RECENT_STEPS = 20
 
@@ -40,6 +40,8 @@ class Peer:
     """Revision of the state it began with."""
     reason: str = ""
     """Why it failed."""
+    spoken_for: bool = False
+    """All that is known of it is what its server says."""
     recent: deque[tuple[float, int, float]] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     """Time, tokens and loss of its last steps."""
 
@@ -106,6 +108,12 @@ class History:
             "killed": self._killed,
             "failed": self._failed,
             "late": self._late,
+            "listening": self._listening,
+            "came": self._came,
+            "went": self._server_lost,
+            "applied": self._applied,
+            "dropped": self._dropped,
+            "alone": self._alone,
         }
 
     def add(self, event: Event) -> str | None:
@@ -289,7 +297,8 @@ class History:
         if told in self._told_refusals:
             return None
         self._told_refusals.add(told)
-        return f"step {event['step']}: what rank {event['who']} came to was no number, and was left out"
+        who = event["who"] if isinstance(event["who"], str) else f"rank {event['who']}"
+        return f"step {event['step']}: what {who} came to was no number, and was left out"
 
     def _expelled(self, peer: Peer, event: Event) -> str | None:
         self._move(peer, "lost")
@@ -304,8 +313,15 @@ class History:
         return f"model saved: {event['path']}"
 
     def _done(self, peer: Peer, event: Event) -> None:
+        if peer.state == "serving":
+            peer.step = event["step"]
+            for other in self.peers.values():
+                if other.spoken_for:
+                    self._move(other, "done")
         self._move(peer, "done")
         peer.sent, peer.ddp = event["sent"], event["ddp"]
+        if not event["hash"]:  # there is no state that all share
+            return
         self._compare(peer, None, event["step"], event["hash"])
 
     def _killed(self, peer: Peer, event: Event) -> str | None:
@@ -323,11 +339,40 @@ class History:
         peer.state = "late"
         return f"{peer.name} came too late: the training was over"
 
+    # -- what a server says (--strategy diloco-server) -----------------------------------------------------------------
+
+    def _listening(self, peer: Peer, event: Event) -> None:
+        peer.state = "serving"
+
+    def _came(self, peer: Peer, event: Event) -> str:
+        return f"{event['message']}; there are {event['world']} now"
+
+    def _server_lost(self, peer: Peer, event: Event) -> str:
+        worker = self.peers.get(event["who"])
+        if worker is not None and worker.spoken_for:
+            self._move(worker, "lost")
+        return f"{event['message']} is gone; {event['world']} go on"
+
+    def _applied(self, peer: Peer, event: Event) -> None:
+        """What a worker has pushed; most of them say themselves what they do."""
+        worker = self.peers.setdefault(event["who"], Peer(event["who"], spoken_for=True))
+        if worker.spoken_for:
+            self._move(worker, "training")
+            worker.epoch = peer.epoch
+            self._step(worker, {**event, "sent": worker.sent, "ddp": worker.ddp})
+
+    def _dropped(self, peer: Peer, event: Event) -> str:
+        return f"what {event['who']} learnt was dropped: {event['staleness']} versions old (--max-staleness)"
+
+    def _alone(self, peer: Peer, event: Event) -> str:
+        self._move(peer, "lost")
+        return f"{peer.name}: {event['message']}; it looks for the server"
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _move(self, peer: Peer, state: State) -> None:
         """What a peer said before it was ended may arrive after that."""
-        if peer.state in ("joining", "training", "lost"):
+        if peer.state in ("joining", "training", "serving", "lost"):
             peer.state = state
 
     def _went(self, peer: Peer, state: State) -> None:

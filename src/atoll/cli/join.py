@@ -18,6 +18,7 @@ from tyro.conf import Positional
 
 from atoll import log
 from atoll.cli import signals
+from atoll.cli.asynchronous import work
 from atoll.cli.guarded import Guarded
 from atoll.cli.history import History
 from atoll.cli.live import JsonView, view_for
@@ -26,7 +27,9 @@ from atoll.errors import AtollError, InvalidConfig
 from atoll.group.facade import Group
 from atoll.group.joining import join
 from atoll.group.wiring.links import CONNECTIONS, MOST_CONNECTIONS
-from atoll.group.wiring.wire import RECONNECT_S, parse_address, parse_addresses
+from atoll.group.wiring.wire import RECONNECT_S, parse_addresses
+from atoll.net.address import parse_address
+from atoll.net.guard import Guard
 from atoll.net.tls import Tls
 from atoll.train.settings import TrainSettings
 
@@ -44,7 +47,8 @@ class JoinSettings(Guarded, TrainSettings):
     """
 
     address: Positional[str]
-    """HOST:PORT of the master; with a comma after it, of another that stands by."""
+    """HOST:PORT of the master; with a comma after it, of another that stands by. With --strategy diloco-server: of the
+    server."""
     reconnect: float = RECONNECT_S
     """Seconds for which a master that is gone is looked for."""
     connections: int = CONNECTIONS
@@ -122,6 +126,10 @@ def _train(
     from atoll.train.text import Corpus
 
     plain = TrainSettings(**{f.name: getattr(settings, f.name) for f in fields(TrainSettings)})
+    if plain.strategy == "diloco-server":
+        reconnect_s, min_world = settings.reconnect, settings.min_world
+        guard = Guard(token, tls)
+        return work(settings.address, plain, guard, report, name=name, min_world=min_world, reconnect_s=reconnect_s)
     corpus = Corpus.read(settings.text or None)
     trainer = Trainer(plain, corpus, report, Folders(run.checkpoint, run.model))
     if settings.resume:

@@ -26,6 +26,7 @@ from atoll.runtime.processes import Exit, LocalProcesses
 log = logging.getLogger("atoll.launch")
 
 MASTER = "master"
+SERVER = "server"
 TICK_S = 0.25
 HEAR_S = 3.0
 """What a newcomer that took part to the end has said may be read so long after what the others said."""
@@ -46,6 +47,8 @@ class Launch:
     steps: int
     seed: int
     """Chooses whom chaos kills."""
+    serve_at: str = ""
+    """HOST:PORT of the server of --strategy diloco-server, which takes the master's place. Empty: there is a master."""
     guard: tuple[str, ...] = ()
     """Flags by which the master and its peers know each other; without any they keep to loopback."""
     program: tuple[str, ...] = (sys.executable, "-m", "atoll")
@@ -82,6 +85,7 @@ class _Session:
         self._launch, self._history, self._view, self._record = launch, history, view, record
         self._processes = processes
         self._chaos = Chaos(launch.peers, launch.seed) if launch.chaos else None
+        self._head = SERVER if launch.serve_at else MASTER
         self._address = ""
         self._masters = 0
         self._trouble = ""
@@ -93,7 +97,7 @@ class _Session:
 
     def train(self) -> str:
         """Start all, go on until all have ended; returns what went wrong, if anything."""
-        self._start_master("127.0.0.1:0")
+        self._start_master(self._launch.serve_at or "127.0.0.1:0")
         while self._running or not self._address:
             self._turn(TICK_S)
             if self._trouble:
@@ -102,6 +106,7 @@ class _Session:
                 self._make(move)
             self._end_latecomers()
             self._view.update()
+        self._hear_server(LEAVE_S if self._history.model_saved else 0.0)
         return self._missing()
 
     def dismiss(self) -> None:
@@ -109,17 +114,26 @@ class _Session:
         but for what is saved."""
         self._dismissed = True
         self._view.note("interrupted: the peers end their step, save and leave; once more ends them at once")
-        for name in self._running:
+        served = [SERVER] if SERVER in self._processes.alive() else []
+        for name in [*self._running, *served]:
             self._processes.interrupt(name)
         deadline = time.monotonic() + LEAVE_S
         while self._running and (left := deadline - time.monotonic()) > 0:
             self._turn(left)
+        self._hear_server(deadline - time.monotonic())
+
+    def _hear_server(self, seconds: float) -> None:
+        """To its last word."""
+        deadline = time.monotonic() + seconds
+        while SERVER in self._processes.alive() and (left := deadline - time.monotonic()) > 0:
+            self._turn(left)
+        self._turn(0)
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
     def _turn(self, timeout_s: float) -> None:
         for end in self._processes.wait_any(timeout_s):
-            if end.name == MASTER:
+            if end.name == self._head:
                 self._on_master_end(end)
             else:
                 self._on_peer_end(end)
@@ -136,9 +150,9 @@ class _Session:
         self._tell(event)
         if self._dismissed:
             return
-        if name == MASTER and event.get("event") == "listening" and not self._address:
+        if name == self._head and event.get("event") == "listening" and not self._address:
             self._address = event["address"]
-            self._view.note(f"the master listens on {self._address}; the peers load torch, then they join")
+            self._view.note(f"the {self._head} listens on {self._address}; the peers load torch, then they join")
             for number in range(self._launch.peers):
                 self._start(f"peer-{number}", min_world=self._launch.peers)
         elif event.get("world", 1) > 1:
@@ -151,11 +165,13 @@ class _Session:
             self._announce("failed", end.name, message=self._why(end))
 
     def _on_master_end(self, end: Exit) -> None:
+        if self._dismissed or (end.code == 0 and end.name == SERVER):
+            return
         if self._running and self._masters < MOST_MASTERS:
-            self._view.note(f"the master ended ({self._why(end)}): another takes over at its address")
+            self._view.note(f"the {self._head} ended ({self._why(end)}): another takes over at its address")
             self._start_master(self._address)
         elif self._running or not self._address:
-            self._trouble = f"the master ended: {self._why(end)}; logs in {self._logs}"
+            self._trouble = f"the {self._head} ended: {self._why(end)}; logs in {self._logs}"
 
     # -- what goes out ------------------------------------------------------------------------------------------------
 
@@ -169,6 +185,13 @@ class _Session:
 
     def _start_master(self, address: str) -> None:
         self._masters += 1
+        if self._launch.serve_at:
+            arguments = ["train", "--strategy", "diloco-server", "--peers", "0", "--listen", address, "--json"]
+            arguments += ["--resume", str(self._launch.run.path), *self._launch.guard]
+            self._processes.start(
+                [*self._launch.program, *arguments], SERVER, stdout=self._on_line, env={"OMP_NUM_THREADS": "1"}
+            )
+            return
         state = self._launch.run.path / "master.json"
         arguments = ["master", "--listen", address, "--state", str(state), "--json", *self._launch.guard]
         self._processes.start([*self._launch.program, *arguments], MASTER, stdout=self._on_line)

@@ -30,6 +30,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 LOOKS: dict[State, tuple[str, str]] = {
     "joining": ("◌", "cyan"),
     "training": ("●", "green"),
+    "serving": ("◆", "blue"),
     "lost": ("◌", "magenta"),
     "killed": ("✗", "red"),
     "done": ("✓", "green"),

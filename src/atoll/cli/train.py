@@ -9,12 +9,15 @@ from pathlib import Path
 from rich.console import Console
 
 from atoll import log
+from atoll.cli.asynchronous import serve
 from atoll.cli.guarded import Guarded
 from atoll.cli.history import History
 from atoll.cli.launch import Launch, run_local
 from atoll.cli.live import JsonView, view_for
 from atoll.config import RunDir, parse, resolve
 from atoll.errors import InvalidConfig, InvalidData
+from atoll.net.address import parse_address
+from atoll.net.guard import is_local
 from atoll.train.one_byte.rounds import NAME as LOG
 from atoll.train.settings import TrainSettings
 
@@ -28,7 +31,10 @@ class LocalSettings(Guarded, TrainSettings):
     """
 
     peers: int = 4
-    """How many processes train."""
+    """How many processes train. 0 with --strategy diloco-server: only serve those that come from elsewhere, by
+    `atoll join HOST:PORT --strategy diloco-server` and the same training flags."""
+    listen: str = "127.0.0.1:0"
+    """HOST:PORT of the server (diloco-server). 0.0.0.0:48148 lets others join, and needs a --token-file."""
     chaos: bool = False
     """Kill one peer with SIGKILL a third of the way, and let another one join."""
     name: str | None = None
@@ -41,8 +47,15 @@ class LocalSettings(Guarded, TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.peers <= 64:
-            raise InvalidConfig(f"--peers must be from 1 to 64, not {self.peers}")
+        serves = self.strategy == "diloco-server"
+        if not 0 <= self.peers <= 64 or (self.peers == 0 and not serves):
+            raise InvalidConfig(f"--peers must be from 1 to 64, or 0 with --strategy diloco-server, not {self.peers}")
+        host, _ = parse_address(self.listen)
+        if not is_local(host) and not (serves and self.token_file):
+            raise InvalidConfig(
+                f"--listen {self.listen} is for --strategy diloco-server, and with a --token-file: whoever reaches it "
+                "could otherwise read the model and change it"
+            )
 
 
 def main(argv: list[str]) -> int:
@@ -69,6 +82,10 @@ def main(argv: list[str]) -> int:
     if settings.resume is not None and not resume:
         title += ", from the start, for it has saved no checkpoint yet"
     log.setup(run.path, debug=False)
+    history, console = History(plain.steps), Console()
+    view = JsonView(history, console) if settings.json else view_for(history, title, console)
+    if settings.peers == 0:
+        return serve(settings.listen, plain, run, resume, settings, history, view, not settings.json)
     launch = Launch(
         peers=settings.peers,
         chaos=settings.chaos,
@@ -76,10 +93,9 @@ def main(argv: list[str]) -> int:
         resume=resume,
         steps=plain.steps,
         seed=plain.seed,
+        serve_at=settings.listen if plain.strategy == "diloco-server" else "",
         guard=tuple(settings.flags()),
     )
-    history, console = History(plain.steps), Console()
-    view = JsonView(history, console) if settings.json else view_for(history, title, console)
     return run_local(launch, history, view)
 
 

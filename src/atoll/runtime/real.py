@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from atoll.cost import Op
+from atoll.errors import Unavailable
 from atoll.record import Record
 from atoll.rng import stream
+from atoll.runtime.api import Connection, Listener, Network, Serve
 
 T = TypeVar("T")
 
@@ -47,10 +49,12 @@ class RealNode:
 
 
 class AsyncioRuntime:
-    """Sleep, tasks and randomness of actors, on whichever event loop runs them."""
+    """Sleep, tasks, randomness and connections of actors, on whichever event loop runs them. `network`: by what they
+    reach each other; None: they can't."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, network: Network | None = None) -> None:
         self.seed = seed
+        self._network = network
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def sleep(self, seconds: float) -> None:
@@ -70,12 +74,25 @@ class AsyncioRuntime:
         """The random stream of that name: the same seed and names give the same numbers."""
         return stream(self.seed, *names)
 
+    async def connect(self, address: str, protocol: str, *, largest: int = 0, timeout_s: float) -> Connection:
+        """See `Runtime`."""
+        return await self._reaches().connect(address, protocol, largest=largest, timeout_s=timeout_s)
+
+    async def listen(self, address: str, protocol: str, serve: Serve, *, largest: int = 0) -> Listener:
+        """See `Runtime`."""
+        return await self._reaches().listen(address, protocol, serve, largest=largest)
+
+    def _reaches(self) -> Network:
+        if self._network is None:
+            raise Unavailable("this runtime was made without a network: give it `net.streams.Streams(guard)`")
+        return self._network
+
 
 class RealRuntime(AsyncioRuntime):
     """Real time for actors. `record`: as for `RealNode`; it is told from worker threads."""
 
-    def __init__(self, seed: int = 0, record: Record | None = None) -> None:
-        super().__init__(seed)
+    def __init__(self, seed: int = 0, record: Record | None = None, network: Network | None = None) -> None:
+        super().__init__(seed, network)
         self._node = RealNode(seed, record)
 
     def now(self) -> float:

@@ -9,13 +9,15 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context
-from typing import Any, NoReturn, TypeVar, TypeVarTuple
+from contextvars import Context, ContextVar
+from typing import Any, NoReturn, Protocol, TypeVar, TypeVarTuple
 
 from atoll.cost import Op
 from atoll.errors import Deadlock, RealIoInVirtualTime
+from atoll.runtime.api import Network
 from atoll.runtime.real import AsyncioRuntime
 from atoll.sim.loop import Loop
+from atoll.sim.sockets import Sockets
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -28,6 +30,18 @@ REAL_IO = """
     sock_recv sock_recv_into sock_recvfrom sock_recvfrom_into sock_sendall sock_sendfile sock_sendto start_tls
     subprocess_exec subprocess_shell
 """
+"""`create_connection` and `create_server` work where there are simulated sockets."""
+
+
+class Place(Protocol):
+    """Where tasks run that stand still together: a simulated process."""
+
+    def holds(self, handle: asyncio.Handle) -> bool:
+        """Keep it for later, for nothing can run here now?"""
+
+
+PLACE: ContextVar[Place | None] = ContextVar("place", default=None)
+"""Of the code that runs; what it schedules runs in the same one."""
 
 
 def run(main: Coroutine[Any, Any, T], *, heap: Loop | None = None) -> T:
@@ -48,8 +62,8 @@ def run(main: Coroutine[Any, Any, T], *, heap: Loop | None = None) -> T:
 class _Task(asyncio.Task[T]):
     """A task hashed by its number instead of its address, because asyncio keeps sets of tasks and walks them."""
 
-    def __init__(self, number: int, coro: Running[T], **options: Any) -> None:
-        self.number = number
+    def __init__(self, number: int, place: Place | None, coro: Running[T], **options: Any) -> None:
+        self.number, self.place = number, place
         options["name"] = options.get("name") or f"Task-{number}"
         super().__init__(coro, **options)
 
@@ -76,6 +90,7 @@ class VirtualEventLoop(asyncio.BaseEventLoop):
     def __init__(self, heap: Loop) -> None:
         super().__init__()
         self.heap = heap
+        self.sockets: Sockets | None = None
         self._numbers = itertools.count(1)
         self.set_task_factory(self._task)
 
@@ -105,8 +120,16 @@ class VirtualEventLoop(asyncio.BaseEventLoop):
                 self.call_exception_handler({"message": "a task failed while it was cancelled", "exception": result})
         await self.shutdown_asyncgens()
 
+    def cancel_all_in(self, place: Place) -> None:
+        """Cancel every task that runs there."""
+        for task in sorted(asyncio.all_tasks(self), key=hash):
+            if isinstance(task, _Task) and task.place is place:
+                task.cancel()
+
     def _task(self, loop: asyncio.AbstractEventLoop, coro: Running[T], **options: Any) -> _Task[T]:
-        return _Task(next(self._numbers), coro, loop=loop, **options)
+        context = options.get("context")
+        place = PLACE.get() if context is None else context.get(PLACE)
+        return _Task(next(self._numbers), place, coro, loop=loop, **options)
 
     def _post(self, delay_ns: int, timer: _Timer) -> _Timer:
         self._check_closed()
@@ -115,7 +138,12 @@ class VirtualEventLoop(asyncio.BaseEventLoop):
 
     def _fire(self, timer: _Timer) -> None:
         timer.token = None
-        timer._run()
+        self._let_run(timer)
+
+    def _let_run(self, handle: Any) -> None:
+        place = handle._context.get(PLACE)
+        if place is None or not place.holds(handle):
+            handle._run()
 
     def _timer_handle_cancelled(self, timer: _Timer) -> None:
         if timer.token is not None:
@@ -127,7 +155,7 @@ class VirtualEventLoop(asyncio.BaseEventLoop):
         for _ in range(len(self._ready)):
             handle = self._ready.popleft()
             if not handle._cancelled:
-                handle._run()
+                self._let_run(handle)
 
     def _write_to_self(self) -> None:
         """Nothing to wake: a program that calls `call_soon_threadsafe` holds the baton."""
@@ -155,16 +183,35 @@ def _refuse(name: str) -> Callable[..., NoReturn]:
     return refuse
 
 
+def _simulated(name: str, method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """`Sockets.method`, for code in a process. RealIoInVirtualTime: there is none, or it wants what isn't simulated."""
+    refuse = _refuse(name)
+
+    async def simulated(
+        self: VirtualEventLoop, factory: Callable[[], Any], host: Any = None, port: Any = None, **options: Any
+    ) -> Any:
+        owner: Any = PLACE.get()
+        options.pop("backlog", None)
+        if self.sockets is None or owner is None or any(value is not None for value in options.values()):
+            refuse(self)
+        made = getattr(self.sockets, method)(owner, factory, host, port)
+        return await made if asyncio.iscoroutine(made) else made
+
+    return simulated
+
+
 for _name in REAL_IO.split():
     setattr(VirtualEventLoop, _name, _refuse(_name))
+for _name, _method in {"create_connection": "connect", "create_server": "listen"}.items():
+    setattr(VirtualEventLoop, _name, _simulated(_name, _method))
 
 
 class VirtualRuntime(AsyncioRuntime):
     """The world of actors in virtual time, under `run(main, heap=heap)`; `cost` gives the seconds an operation
     takes."""
 
-    def __init__(self, heap: Loop, seed: int, cost: Callable[[Op], float]) -> None:
-        super().__init__(seed)
+    def __init__(self, heap: Loop, seed: int, cost: Callable[[Op], float], network: Network | None = None) -> None:
+        super().__init__(seed, network)
         self._heap, self._cost = heap, cost
 
     def now(self) -> float:

@@ -31,9 +31,10 @@ GUIDES: Final = {
     "streaming": Guide("home links, other cities", {"delay": 5, "codec": "e3m0"}),
     "local-sgd": Guide("slow links, few exchanges", {"codec": "uint8"}),
     "slowmo": Guide("slow links, many peers", {"codec": "uint8"}),
-    "co2": Guide("an exchange lasts a whole round", {"codec": "uint8"}),
+    "co2": Guide("exchanges as long as rounds", {"codec": "uint8"}),
     "eager": Guide("the same, in long runs", {"codec": "uint8"}),
-    "one-byte": Guide("fine-tuning over next to nothing", anew=False),
+    "diloco-server": Guide("peers of unequal speed", {"codec": "uint8"}),
+    "one-byte": Guide("fine-tuning, slowest links", anew=False),
 }
 """In order of preference where other things are equal."""
 UNKNOWN: Final = Guide("see `atoll train --help`")

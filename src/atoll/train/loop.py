@@ -6,7 +6,6 @@ every peer
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from atoll.group.facade import Group
 from atoll.group.state import SharedState
 from atoll.model.saved import save_model
 from atoll.runtime.api import here
+from atoll.train import essentials
 from atoll.train.api import Logged, Strategy
 from atoll.train.checkpoint import load_newest, save_checkpoint
 from atoll.train.one_byte.strategy import one_byte
@@ -121,7 +121,7 @@ class Trainer:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _check_resumed(self, folder: Path, about: dict[str, Any]) -> None:
-        if difference := _difference(about, self._essentials()):
+        if difference := essentials.difference(about, self._essentials()):
             raise InvalidConfig(f"{folder}: the checkpoint is of another run: {difference}; resume with the same flags")
 
     def _resumed(self) -> None:
@@ -155,8 +155,8 @@ class Trainer:
     def _agree(self, group: Group) -> None:
         """Somebody came or went: the same intentions on all, and the same state."""
         mine = self._essentials()
-        oldest = _essentials_of(group.gather_bytes(json.dumps(mine).encode())[0])
-        if difference := _difference(oldest, mine):
+        oldest = essentials.read(group.gather_bytes(json.dumps(mine).encode())[0])
+        if difference := essentials.difference(oldest, mine):
             raise InvalidConfig(f"the group trains something else: {difference}; join with the same flags and text")
         self.strategy.meet(group)
         if self.logged is not None:
@@ -266,10 +266,8 @@ class Trainer:
 
     def _essentials(self) -> dict[str, Any]:
         """What must be the same on all peers."""
-        settings = asdict(self.settings)
-        del settings["one_byte"]  # of which the strategy says what must be
         logged = {} if self.logged is None else self.logged.essentials()
-        return {**settings, "text": self.task.fingerprint, **logged}
+        return {**essentials.of(self.settings, self.task), **logged}
 
 
 class Folders:
@@ -277,21 +275,3 @@ class Folders:
 
     def __init__(self, checkpoint: Path, model: Path) -> None:
         self.checkpoint, self.model = checkpoint, model
-
-
-def _essentials_of(said: bytes) -> dict[str, Any]:
-    """What another peer says it trains."""
-    try:
-        theirs = json.loads(said)
-    except (ValueError, RecursionError):
-        theirs = None
-    if not isinstance(theirs, dict):
-        raise InvalidConfig("the oldest peer of the group doesn't say what it trains: all need the same atoll")
-    return theirs
-
-
-def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
-    """What differs, in words; empty: nothing."""
-    theirs, mine = json.loads(json.dumps(theirs)), json.loads(json.dumps(mine))
-    names = [name for name in sorted(theirs.keys() | mine.keys()) if theirs.get(name) != mine.get(name)]
-    return ", ".join(f"{name} {theirs.get(name)} there, {mine.get(name)} here" for name in names)

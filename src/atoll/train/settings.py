@@ -15,8 +15,8 @@ from atoll.train.schedule import FragmentSchedule
 Codec = Literal["none", "bf16", "uint8", "uint8-zero", "int4", "e3m0"]
 
 LIMITS: Final = {
-    **dict.fromkeys(("every", "fragments", "steps", "batch", "shards"), AT_LEAST_1),
-    **dict.fromkeys(("consensus", "warm_up", "save_every"), AT_LEAST_0),
+    **dict.fromkeys(("every", "fragments", "steps", "batch", "shards", "max_staleness"), AT_LEAST_1),
+    **dict.fromkeys(("consensus", "warm_up", "save_every", "grace"), AT_LEAST_0),
     **dict.fromkeys(("lr", "outer_rate"), ABOVE_0),
     "outer_clip": Range(0, above=True, endless=True),
     "penalty": AT_LEAST_1,
@@ -41,9 +41,11 @@ OUTER: Final = {
     "streaming": OuterStep(0.4, 0.9),
     "eager": OuterStep(0.7, 0.9),
     "co2": OuterStep(1.0, 0.0),
+    "diloco-server": OuterStep(0.7, 0.5),
 }
 """By default: averaging; Wang et al. 2020; Douillard et al. 2023, 2025; Kale et al. 2025; Sun et al. 2024 (who take a
-momentum of 0.2 from 17 peers on, 0.5 from 33, 0.6 from 65)."""
+momentum of 0.2 from 17 peers on, 0.5 from 33, 0.6 from 65); Liu et al. 2024, with less momentum, for what comes late
+makes 0.9 overshoot in short runs."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,14 @@ class TrainSettings:
 
     text: tuple[Path, ...] = ()
     """Files and folders to learn from. Without any: the sources of the Python standard library."""
-    strategy: Literal["ddp", "local-sgd", "slowmo", "diloco", "streaming", "eager", "co2", "one-byte"] = "diloco"
+    strategy: Literal[
+        "ddp", "local-sgd", "slowmo", "diloco", "streaming", "eager", "co2", "diloco-server", "one-byte"
+    ] = "diloco"
     """ddp: exchange gradients at every step. The others let each peer train alone for `every` steps, then exchange how
     far it has come. local-sgd: go on from the mean. slowmo, diloco: take an outer step with momentum along it.
     streaming: diloco, one fragment of the model at a time. eager: diloco whose exchange travels for a whole round.
-    co2: averaging that does, whose steps are the smaller the staler they are.
+    co2: averaging that does, whose steps are the smaller the staler they are. diloco-server: no rounds; a server takes
+    what each has learnt when it comes, so that nobody waits for slower ones.
     one-byte: no gradients, but forward passes along random directions, and one byte for each."""
     task: str = ""
     """Learn to label texts (one-byte): a file of lines LABEL<tab>TEXT, or `docstrings`, those of Python's own library.
@@ -107,6 +112,12 @@ class TrainSettings:
     first: Literal["waits", "holds"] = "waits"
     """When the first round ends there is no result of an earlier one: wait for its own; or let the second round begin
     where the first did (co2)."""
+    grace: float = 0.0
+    """Seconds for which the server waits after what one has learnt has come, to take that of others with it
+    (diloco-server)."""
+    max_staleness: int = 10
+    """What was learnt from parameters older than so many rounds is dropped; a round is one push of each
+    (diloco-server)."""
     shards: int = 1
     """Split the memory of the outer optimiser among so many peers; the others hold copies (co2)."""
     on_abort: Literal["again", "reset"] = "again"
@@ -127,10 +138,9 @@ class TrainSettings:
     warm_up: int = 20
     """Steps until it is reached."""
     outer_rate: float | None = None
-    """Learning rate of the outer step. By default 1 for local-sgd, slowmo and co2, 0.7 for diloco and eager, 0.4 for
-    streaming."""
+    """Learning rate of the outer step. By default 1 for local-sgd, slowmo and co2, 0.4 for streaming, else 0.7."""
     outer_momentum: float | None = None
-    """Its momentum. By default 0 for local-sgd and co2, 0.5 for slowmo, 0.9 for diloco, eager and streaming."""
+    """Its momentum. By default 0 for local-sgd and co2, 0.5 for slowmo and diloco-server, else 0.9."""
     save_every: int = 100
     """Steps between checkpoints, at the next exchange; 0: only at the end, and when told to leave."""
     seed: int = 0
@@ -143,6 +153,10 @@ class TrainSettings:
         self.one_byte.check()
         if self.shards > 1 and (self.strategy != "co2" or self.codec != "none"):
             raise InvalidConfig(f"--shards {self.shards} is for co2 without a codec; for all else it must be 1")
+        if self.strategy == "diloco-server" and self.down != "same":
+            raise InvalidConfig(
+                f"--down is for means; what a server gives travels as it is: leave out --down {self.down}"
+            )
         if self.down != "same" and self.codec == "none":
             raise InvalidConfig(f"--down {self.down} is for what travels by a codec: give a --codec")
         try:

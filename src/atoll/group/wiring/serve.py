@@ -16,8 +16,9 @@ from atoll.group.membership.recovery import Remembered
 from atoll.group.membership.roster import Gone, Tick
 from atoll.group.messages import ToMaster
 from atoll.group.wiring.memory import Memory
-from atoll.group.wiring.wire import GREETING, parse_address
+from atoll.group.wiring.wire import GREETING
 from atoll.net import tcp
+from atoll.net.address import parse_address, spelled
 from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.guard import Guard, is_local
 from atoll.net.loop import SocketLoop
@@ -75,7 +76,7 @@ class Master:
             raise AtollError(
                 f"can't listen on {address} ({error.strerror}): choose another with --listen, or end what uses it"
             ) from None
-        self.address = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
+        self.address = spelled(bound)
         """Where peers join."""
         self._net.after(TICK_S, self._tick)
 

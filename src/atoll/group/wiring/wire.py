@@ -30,6 +30,7 @@ from atoll.group.wiring.helper import Helper
 from atoll.group.wiring.links import CONNECTIONS, MOST_CONNECTIONS, Links
 from atoll.group.wiring.search import Search
 from atoll.net import arena, capabilities, doors, tcp
+from atoll.net.address import parse_address
 from atoll.net.bucket import TokenBucket
 from atoll.net.channel import CONTROL, Channel, Frame
 from atoll.net.driven import DrivenLoop
@@ -47,14 +48,6 @@ RECONNECT_S: Final = 30.0
 _PATIENCE_S: Final = 0.003
 """How long a message to the master may wait for the next one to go with it."""
 GREETING: Final = Greeting(VERSION)
-
-
-def parse_address(address: str) -> Address:
-    """ "host:port" (or "[v6]:port") in two parts."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) < 1 << 16:
-        raise InvalidConfig(f"{address!r} is no address: write HOST:PORT")
-    return host.strip("[]"), int(port)
 
 
 def parse_addresses(addresses: str) -> list[Address]:

@@ -4,6 +4,7 @@ processes that are killed."""
 from collections.abc import Iterator
 
 from atoll.reproduce.api import Line, Say
+from atoll.reproduce.streaming_diloco.asynchronous import asynchronous
 from atoll.reproduce.streaming_diloco.bits import bits
 from atoll.reproduce.streaming_diloco.faults import killed
 from atoll.reproduce.streaming_diloco.learning import learning
@@ -14,7 +15,7 @@ from atoll.reproduce.streaming_diloco.utilisation import utilisation
 
 
 def demonstrate(full: bool, seed: int, say: Say) -> Iterator[Line]:
-    """The lines of the sheet's "Done when", in order."""
+    """The lines of the sheet's "Done when", in order; then those of training without rounds."""
     yield from parity(seed, say)
     yield from learning(full, seed, say)
     yield from slow_link(full, seed, say)
@@ -22,3 +23,4 @@ def demonstrate(full: bool, seed: int, say: Say) -> Iterator[Line]:
     yield from killed(seed, say)
     yield from utilisation(say)
     yield from refusals(say)
+    yield from asynchronous(full, seed, say)
