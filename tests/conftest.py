@@ -62,6 +62,7 @@ BESIDE: Final = (
     "reproduce/calibration",
     "reproduce/scenario",
     "reproduce/test_burstgpt.py",
+    "reproduce/test_co2.py",
     "reproduce/test_simulator.py",
     "reproduce/test_streaming_diloco.py",
     "reproduce/test_systems.py",

@@ -30,7 +30,7 @@ def test_a_second_of_other_inputs_finds_nothing(name: str) -> None:
     assert report.runs > 10
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(not GUIDED, reason="atheris is not installed")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_guided_by_coverage_finds_nothing(name: str) -> None:

@@ -31,6 +31,7 @@ def test_a_round_trip_takes_both_delays_and_other_pairs_are_not_late(lab: Lab) -
     assert round_trips(lab, 2, 3, 5000)[0] < 0.01
 
 
+@pytest.mark.sampled(1)
 def test_jitter_makes_trips_longer_and_unlike(lab: Lab) -> None:
     lab.set(0, 2, Shape(delay_s=0.005, jitter_s=0.02))
     trips = round_trips(lab, 2, 0, 5001)
@@ -45,6 +46,7 @@ def test_one_stream_fills_the_link_and_no_more(lab: Lab) -> None:
     assert goodput(lab, 0, 3, 5002, warm_s=0.5, measure_s=1.0) == pytest.approx(30e6, rel=0.25)
 
 
+@pytest.mark.sampled(1)
 def test_a_shape_can_change_under_a_connection(lab: Lab) -> None:
     lab.set(1, 2, Shape())
     with listening(lab, 2, "echo", 5003), Program(lab, 1, "chat", lab.expose(2, 5003)) as chat:
@@ -110,6 +112,7 @@ def test_an_unknown_host_is_named(lab: Lab) -> None:
             misuse()
 
 
+@pytest.mark.sampled(1)
 def test_packets_get_lost_as_often_as_told(packets: Lab) -> None:
     packets.set(0, 1, Shape(loss=0.1))
     got = arrivals(packets, 0, 1, 6000, packets=3000, nbytes=100, rate=4000)
