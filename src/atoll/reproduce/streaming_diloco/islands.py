@@ -10,7 +10,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +44,16 @@ class Trained:
     """All hashes told of one revision were the same."""
     sent: list[tuple[float, int]]
     """Moments, and bytes that had left one island until then, headers of all layers included."""
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    """Of the slower island: when each step ended, and how long it had waited."""
+
+    def rounds(self, every: int) -> list[tuple[float, float]]:
+        """Of each round of `every` steps but the first and the last: seconds, and how many of them it waited."""
+        ends = range(every, len(self.steps) - every, every)
+        return [
+            (self.steps[end + every - 1][0] - self.steps[end - 1][0], sum(w for _, w in self.steps[end : end + every]))
+            for end in ends
+        ]
 
     @property
     def bytes_sent(self) -> int:
@@ -141,7 +151,9 @@ class _Session:
                 hashes.setdefault(said["revision"], set()).add(said["hash"])
         first = min(some[0]["at"] for some in steps.values())
         last = max(some[-1]["at"] for some in steps.values())
+        slower = max(steps.values(), key=lambda some: float(some[-1]["at"] - some[0]["at"]))
         return Trained(
+            steps=[(said["at"], said["waited"]) for said in slower],
             seconds=max(some[-1]["at"] - some[0]["at"] for some in steps.values()),
             loss=loss,
             waited_s=max(sum(said["waited"] for said in some[:-1]) for some in steps.values()),
