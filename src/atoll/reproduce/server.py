@@ -44,12 +44,15 @@ class Server:
         return psutil.Process(self.pid).children()[0].pid
 
     def counts(self) -> dict[str, float]:
-        """What /metrics says, by name; names without a label only."""
+        """What /metrics says, by name, over all labels."""
         import httpx
+        from prometheus_client.parser import text_string_to_metric_families
 
-        lines = httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines()
-        found = (line.rsplit(" ", 1) for line in lines if line and line[0] != "#" and "{" not in line)
-        return {name: float(value) for name, value in found}
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(httpx.get(f"{self.url}/metrics", timeout=10).text):
+            for sample in family.samples:
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+        return found
 
 
 @contextmanager
