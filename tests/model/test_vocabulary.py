@@ -36,7 +36,7 @@ def test_how_a_text_is_cut_decides():
 
 @pytest.mark.parametrize("cut", CUTS)
 @settings(deadline=None)
-@given(text=st.text())
+@given(text=st.text().filter(lambda text: "<|" not in text))  # of which special tokens are made, that stand for no text
 def test_any_text_comes_back(cut, text):
     tokenizer = _kept.setdefault(cut, small(cut))
     assert tokenizer.decode(tokenizer.encode(text)) == text
