@@ -6,7 +6,7 @@ from atoll.errors import Diverged
 from atoll.group.local import LocalGroup
 from atoll.group.virtual import World
 from atoll.runtime.api import here
-from atoll.train.exchange import Exchange
+from atoll.train.exchange import Exchange, finite
 
 
 def together(n, body, **world_settings):
@@ -194,3 +194,14 @@ def test_where_nobody_has_numbers_all_stop():
         return True
 
     assert together(3, body) == [True] * 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("n", [1, 7, 64, 1025])
+def test_what_is_no_number_is_found_wherever_it_stands(n, bad):
+    numbers = torch.linspace(-1.0, 1.0, n) * 3e38
+    assert finite(numbers)
+    for place in {0, n // 2, n - 1}:
+        broken = numbers.clone()
+        broken[place] = bad
+        assert not finite(broken)

@@ -20,7 +20,7 @@ from atoll.errors import Diverged, InvalidData, PeerLost
 from atoll.group.facade import Group
 from atoll.group.work import Result, Work
 from atoll.runtime.api import here
-from atoll.train.exchange import Exchange, Exchanged
+from atoll.train.exchange import Exchange, Exchanged, finite
 from atoll.train.momentum import BLOCK, Momentum, squares, staleness, total
 
 _Stages = Generator[Work, Result, torch.Tensor]
@@ -103,7 +103,7 @@ class ShardedExchange(Exchange):
         self._share_out()
 
     def start(self, fragment: int, vector: torch.Tensor, seed: int | None = None) -> bool:
-        fit = bool(torch.isfinite(vector).all())
+        fit = finite(vector)
         self._vector, self._whole = vector if fit else vector.zero_(), None
         self._done = Exchanged(None, self.world, 0, 0.0, fit=fit)
         self._begin()

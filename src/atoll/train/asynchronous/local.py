@@ -9,6 +9,7 @@ from atoll import codec
 from atoll.cost import Op
 from atoll.errors import Diverged, ProtocolError
 from atoll.train.api import Task
+from atoll.train.exchange import finite
 from atoll.train.flat import FlatModel
 from atoll.train.learners import Runner
 from atoll.train.momentum import Momentum
@@ -93,4 +94,4 @@ def decoded(name: str, data: memoryview, n: int) -> torch.Tensor | None:
     else:
         found.decode(np.frombuffer(data, np.uint8), out)
     vector = torch.from_numpy(out)
-    return vector if bool(torch.isfinite(vector).all()) else None
+    return vector if finite(vector) else None
