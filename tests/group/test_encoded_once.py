@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from atoll import codec as codecs
-from atoll.errors import InvalidConfig
+from atoll.errors import InvalidConfig, InvalidTensor
 from atoll.group.collectives.execution import cut
 from atoll.group.facade import Group
 from atoll.group.local import LocalGroup
@@ -107,6 +107,38 @@ def test_at_random_each_rounds_by_its_own_seed_and_all_hold_the_same(n: int) -> 
     assert len(set(first)) == 3
 
 
+@pytest.mark.parametrize("codec", ["e3m0", "int4"])
+def test_each_is_told_what_the_codec_took_from_his(codec: str) -> None:
+    """Nothing of what travels in the votes; else all of the difference to what the others decode, also at random."""
+
+    def main(group: Group) -> list[np.ndarray]:
+        found = []
+        for n, seed in ((3, None), (5000, None), (N, None), (N, group.rank)):
+            x, lost = numbers(group.rank, n), np.full(n, np.nan, np.float32)
+            group.all_reduce(x.copy(), "sum", codec=codec, seed=seed, out=np.empty_like(x), lost=lost)
+            found.append(lost)
+            if n == N:
+                total = x - lost
+                group.all_reduce(total, "sum", algorithm="direct")
+                group.all_reduce(x, "sum", codec=codec, down="none", seed=seed)
+                np.testing.assert_allclose(x, total, rtol=1e-5, atol=1e-6)
+        return found
+
+    for rank, (votes, eager, direct, random) in enumerate(together(3, main)):
+        assert not votes.any()
+        np.testing.assert_array_equal(eager, numbers(rank, 5000) - through(codec, numbers(rank, 5000)))
+        for shard in cut(0, N, 3):
+            x = numbers(rank)[shard]
+            np.testing.assert_array_equal(direct[shard], x - through(codec, x))
+        assert (random != direct).any()
+
+
+def test_alone_the_codec_takes_nothing() -> None:
+    lost = np.full(1000, np.nan, np.float32)
+    LocalGroup().all_reduce(numbers(0, 1000), codec="e3m0", lost=lost)
+    assert not lost.any()
+
+
 @pytest.mark.parametrize("n", [3, 5000, N])  # in the votes, all to all, shard by shard
 def test_notes_ride_in_the_vote(n: int) -> None:
     def main(group: Group) -> tuple[bytes, ...]:
@@ -131,8 +163,11 @@ def test_alone_there_is_a_note_and_nothing_is_encoded() -> None:
         ({"note": b"x" * 65}, "at most 64 bytes"),
         ({"down": "bf16"}, "name one"),
         ({"codec": "e3m0", "down": "e3m1"}, "unknown codec 'e3m1'"),
+        ({"codec": "uint8", "lost": numbers(0, 10)}, "applied only once"),
+        ({"lost": numbers(0, 10)}, "applied only once"),
+        ({"codec": "e3m0", "lost": numbers(0, 9)}, "can't hold the result: 10 elements"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, says: str) -> None:
-    with pytest.raises((ValueError, InvalidConfig), match=says):
+    with pytest.raises((ValueError, InvalidConfig, InvalidTensor), match=says):
         LocalGroup().all_reduce(numbers(0, 10), **options)

@@ -8,12 +8,13 @@ import random
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from atoll.errors import Expelled
 from atoll.train.checkpoint import load_newest
-from atoll.train.settings import ModelSettings
+from atoll.train.settings import ONCE, ModelSettings, TrainSettings
 from tests.train.tiny import Run, check_agreement, folders_in, tiny
 
 THREE_LAYERS = ModelSettings(width=16, layers=3, heads=2, context=16)
@@ -45,10 +46,12 @@ def build(seed: int, folder: Path) -> Run:
     """The run of one seed, with its faults planned."""
     dice = random.Random(seed)
     about = strategy(dice)
+    codec = dice.choice(["none", "none", "uint8", "e3m0", "e3m0"]) if about.get("shards", 1) == 1 else "none"
     settings = tiny(
         **about,
         steps=dice.randint(10, 40),
-        codec=dice.choice(["none", "none", "uint8", "e3m0"]) if about.get("shards", 1) == 1 else "none",
+        codec=codec,
+        error_feedback=codec in ONCE and dice.random() < 0.5,
         rounding=dice.choice(["nearest", "random"]),
         save_every=dice.choice([0, 4, 7]),
     )
@@ -61,10 +64,14 @@ def build(seed: int, folder: Path) -> Run:
         tie_break=seed,
     )
     n, lasts_s = dice.randint(2, 4), 0.012 * settings.steps
+
+    def own() -> TrainSettings:
+        return replace(settings, delay=dice.randrange(settings.schedule.apart)) if settings.own else settings
+
     for i in range(n):
-        run.start(delay_s=dice.random() * 1e-3, min_world=n, folder=folder / str(i))
+        run.start(delay_s=dice.random() * 1e-3, min_world=n, folder=folder / str(i), settings=own())
     for i in range(dice.randint(0, 3)):
-        run.start(delay_s=dice.random() * lasts_s, folder=folder / f"late-{i}")
+        run.start(delay_s=dice.random() * lasts_s, folder=folder / f"late-{i}", settings=own())
     for peer in dice.sample(run.peers, dice.randint(0, n - 1)):
         at = 0.05 + dice.random() * lasts_s  # once all that wait for each other have begun
         if dice.random() < 0.6:

@@ -9,13 +9,13 @@ from atoll.runtime.api import here
 from atoll.train.exchange import Exchange, finite
 
 
-def together(n, body, **world_settings):
+def together(n, body, make=Exchange, **world_settings):
     """Run `body(i, exchange, group, world)` on `n` peers; returns what they returned."""
     world = World(**world_settings)
 
     def main(i):
         with atoll.join("m:1", min_world=n) as group:
-            exchange = Exchange()
+            exchange = make()
             exchange.enter(group)
             return body(i, exchange, group, world)
 
@@ -205,3 +205,68 @@ def test_what_is_no_number_is_found_wherever_it_stands(n, bad):
         broken = numbers.clone()
         broken[place] = bad
         assert not finite(broken)
+
+
+# -- error feedback ----------------------------------------------------------------------------------------------------
+
+
+def uneven(i: int, n: int = 3000) -> torch.Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(i)) * 0.7**i
+
+
+def exchange_with(feedback: bool, n: int = 3000):
+    return lambda: Exchange("e3m0", "none", owed=[torch.zeros(n)] if feedback else None)
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_with_error_feedback_what_rounding_takes_comes_later(feedback):
+    """The sum of all means stays within what is owed of the true one; without, it is off by more and more."""
+
+    def body(i, exchange, group, world):
+        total, off = torch.zeros(3000), []
+        for _ in range(40):
+            exchange.start(0, uneven(i))
+            total += exchange.finish(0, same).mean
+            truth = (uneven(0) + uneven(1) + uneven(2)) / 3
+            off.append(float((total - truth * (len(off) + 1)).abs().max()))
+        return off, exchange.memory("")
+
+    told = together(3, body, exchange_with(feedback))
+    off = told[0][0]
+    if not feedback:
+        assert off[39] == pytest.approx(40 * off[0], rel=1e-3)
+        assert told[0][1] == {}
+        return
+    owed = sum(memory["owed.0"] for _, memory in told) / 3
+    assert off[39] == pytest.approx(float(owed.abs().max()), rel=1e-3)
+    assert max(off) < 4 * off[0]
+
+
+def test_after_a_loss_what_is_owed_goes_out_once():
+    def body(i, exchange, group, world):
+        exchange.start(0, uneven(i))
+        exchange.finish(0, same)
+        owed = exchange.owed[0].clone()
+        if i == 1:
+            world.loop.post(0, world.processes[1].crash)
+            here().sleep(1.0)
+        exchange.start(0, uneven(i))
+        done = exchange.finish(0, same)
+        return done.mean, uneven(i) + owed - exchange.owed[0], bool(done.losses)
+
+    first, _, third = together(3, body, exchange_with(True))
+    assert first[2]
+    assert third[2]
+    assert torch.equal(first[0], third[0])
+    torch.testing.assert_close(first[0], (first[1] + third[1]) / 2)
+
+
+def test_who_was_refused_owes_nothing():
+    def body(i, exchange, group, world):
+        exchange.start(0, uneven(i))
+        exchange.finish(0, same)
+        exchange.start(0, torch.full((3000,), float("nan")) if i else uneven(i))
+        done = exchange.finish(0, same)
+        return done.refused, bool(exchange.owed[0].any())
+
+    assert together(2, body, exchange_with(True)) == [((1,), True), ((1,), False)]

@@ -106,6 +106,39 @@ def test_a_joiner_begins_at_what_all_share_and_the_others_stay_where_they_are():
     assert min(began[0], began[1]) > 0.0
 
 
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("seed", range(6))
+def test_each_peer_takes_a_result_after_its_own_delay_and_all_come_to_the_same(seed):
+    """One is killed in mid-flight, and one comes, with a delay of its own too."""
+    delays = 0, 1, 3, 2
+    s = replace(STREAMING, codec="e3m0", error_feedback=True)
+    run = Run(s, seed=seed, jitter=2.0, tie_break=seed, **SLOW)
+    taken = []
+
+    def looking(i):
+        def look(event, **about):
+            strategy = run.peers[i].trainer.strategy
+            if event == "step" and about["step"] <= 12:
+                taken.append((i, about["step"], strategy.outer.parameters[strategy.model.fragments[1]].clone()))
+
+        return look
+
+    for i in range(3):
+        run.start(min_world=3, settings=replace(s, delay=delays[i]), also=looking(i))
+    late = run.start(delay_s=15 * STEP_S, settings=replace(s, delay=delays[3]))
+    run.at(20.5 * STEP_S, run.peers[seed % 3].process.crash)
+    run.run()
+    survivors = [p for p in run.peers if not p.process.dead]
+    check_finished(survivors)
+    check_agreement(run.peers)
+    for i in range(3):
+        first, *_ = (step for peer, step, now in taken if peer == i and not torch.equal(now, taken[0][2]))
+        assert first == 4 + delays[i]  # fragment 1 leaves after step 4
+    old = [p for p in survivors if p is not late]
+    assert old[0].hashes() == old[1].hashes()
+    assert late.hashes().items() <= old[0].hashes().items()
+
+
 # -- no numbers --------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +236,9 @@ def test_the_mean_is_that_of_the_rest():
         ({"outer_momentum": 1.0}, "--outer-momentum must be at least 0 and less than 1"),
         ({"outer_rate": 0.0}, "--outer-rate must be above 0"),
         ({"down": "bf16"}, "--down bf16 is for what travels by a codec"),
+        ({"error_feedback": True}, "--error-feedback is for means that travel by --codec int4 or e3m0"),
+        ({"error_feedback": True, "codec": "uint8"}, "not for diloco with --codec uint8"),
+        ({"error_feedback": True, "codec": "e3m0", "strategy": "one-byte"}, "not for one-byte with --codec e3m0"),
     ],
 )
 def test_settings_without_meaning_are_refused_by_name(changes, says):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -130,3 +132,26 @@ def test_whatever_is_allowed_has_one_fragment_on_its_way(every, fragments, delay
     else:
         with pytest.raises(InvalidConfig, match=r"^delay "):
             FragmentSchedule(every, fragments, delay)
+
+
+@given(schedules(), st.data())
+def test_where_peers_have_their_own_delays_all_have_what_was_exchanged_when_the_slowest_has(s, data):
+    delays = [s.delay, *data.draw(st.lists(st.integers(0, s.apart - 1), max_size=3))]
+    peers = [replace(s, delay=delay, longest=max(delays)) for delay in delays]
+    missing = [set() for _ in peers]
+    for step in range(s.steps):
+        took = False
+        for peer, travelling in zip(peers, missing, strict=True):
+            for action in peer.at(step):
+                if isinstance(action, Start):
+                    travelling.add(action.fragment)
+                else:
+                    travelling.discard(action.fragment)
+                    took = True
+        assert {peer.settles(step) for peer in peers} == {took and not any(missing)}
+
+
+@given(st.integers(1, 6), st.integers(0, 3), st.integers(1, 40))
+def test_a_late_exchange_has_settled_when_the_next_one_begins(every, consensus, steps):
+    s = FragmentSchedule(every, steps=steps, late=True, consensus=consensus)
+    assert [t for t in range(1, steps + 1) if s.settles(t - 1)] == sorted({*range(every, steps + 1, every), steps})

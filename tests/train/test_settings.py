@@ -13,7 +13,7 @@ from atoll.config import parse
 from atoll.errors import InvalidConfig
 from atoll.train.settings import TrainSettings
 
-FREE = {"text", "task", "seed", "naive", "model.name", "one_byte.trainable"}
+FREE = {"text", "task", "seed", "naive", "error_feedback", "model.name", "one_byte.trainable"}
 """Paths and names, which are looked up where they are used; any whole number; yes or no."""
 STRATEGIES = get_args(get_type_hints(TrainSettings)["strategy"])
 

@@ -101,6 +101,8 @@ class Ticket:
     """How what all have combined goes back; None: as it came, by `codec`."""
     seed: int | None = None
     """By which the codecs round at random; None: to the nearest."""
+    lost: Any = None
+    """A flat array of zeros for what the codec takes from the tensor; undefined until the end. None: nobody asks."""
     algorithm: Algorithm = "ring"
     block: int = BLOCK
     """Bytes that travel as one frame, about."""

@@ -2,7 +2,7 @@
 
 All a collective does to the program happens inside `wait`. Until then the tensor is neither written nor may be; so one
 that failed leaves its input as it was. `out`, where it is another tensor, may be written as the result comes, and is
-undefined after an error.
+undefined after an error; so is `lost`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,18 @@ from atoll.group.collectives.rounds import counts_of_votes, encoded_counts, plan
 from atoll.group.membership.ballots import SYNC
 from atoll.group.messages import LARGEST_PAYLOAD
 from atoll.group.state import SharedState, StateTensors
-from atoll.group.tensors import FLOATING, REDUCIBLE, Array, check_writable, describe, like, read, room_in, write
+from atoll.group.tensors import (
+    FLOATING,
+    REDUCIBLE,
+    Array,
+    check_writable,
+    describe,
+    flat_view,
+    like,
+    read,
+    room_in,
+    write,
+)
 from atoll.group.work import Membership, Result, Work
 
 Put = Callable[[Array], Any]
@@ -56,27 +67,29 @@ class Collectives:
 
     def all_reduce(
         self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, down: str | None = None,
-        seed: int | None = None, note: bytes = b"", out: Any = None, algorithm: Algorithm | None = None,
-        timeout_s: float | None = None,
+        seed: int | None = None, note: bytes = b"", out: Any = None, lost: Any = None,
+        algorithm: Algorithm | None = None, timeout_s: float | None = None,
     ) -> Result:  # fmt: skip
         """Combine everybody's `tensor` by sum, avg, prod, max or min; all get the same bits, in place or in `out`.
 
         `down`: another codec for the way back, "none" for none. `seed`: the codecs round at random, by this peer's own
         seed. `note`: up to 64 bytes, as many on all, that ride in the vote; all get them by rank, as `.notes`.
+        `lost`: a tensor of the same type and size for what the codec takes from ours: what it is, less what all decode.
         `algorithm`: "direct", "halving" or "ring"; by default what takes the least time on links as they are.
         """
         return self.all_reduce_async(
-            tensor, op, tag=tag, codec=codec, down=down, seed=seed, note=note, out=out, algorithm=algorithm
+            tensor, op, tag=tag, codec=codec, down=down, seed=seed, note=note, out=out, lost=lost, algorithm=algorithm
         ).wait(timeout_s)
 
     def all_reduce_async(
         self, tensor: Any, op: str = "avg", *, tag: int = 0, codec: str | None = None, down: str | None = None,
-        seed: int | None = None, note: bytes = b"", out: Any = None, algorithm: Algorithm | None = None,
+        seed: int | None = None, note: bytes = b"", out: Any = None, lost: Any = None,
+        algorithm: Algorithm | None = None,
     ) -> Work:  # fmt: skip
-        """As `all_reduce`; the tensor must not be written until the work has been awaited."""
+        """As `all_reduce`; until the work has been awaited, the tensor must not be written, nor `lost` be read."""
         target = tensor if out is None else out
         return self._launch(
-            "all_reduce", tensor, tag, op, codec, target, _into(target), down=down, seed=seed, note=note,
+            "all_reduce", tensor, tag, op, codec, target, _into(target), down=down, seed=seed, note=note, lost=lost,
             algorithm=algorithm,
         )  # fmt: skip
 
@@ -225,7 +238,8 @@ class Collectives:
 
     def _launch(
         self, kind: Kind, tensor: Any, tag: int, op: str, codec: str | None, out: Any, put: Put, root: int = 0,
-        down: str | None = None, seed: int | None = None, note: bytes = b"", algorithm: Algorithm | None = None,
+        down: str | None = None, seed: int | None = None, note: bytes = b"", lost: Any = None,
+        algorithm: Algorithm | None = None,
     ) -> Work:  # fmt: skip
         name = f"{kind} with tag {tag}:"
         flat = self._readable(tensor, name, codec if kind != "recv" else None)
@@ -239,6 +253,12 @@ class Collectives:
         codecs.get(down)
         if down is not None and codecs.get(codec) is None:
             raise ValueError(f"down={down!r} is for what travels by a codec: name one")
+        if lost is not None:
+            if _hops(codec):
+                raise ValueError(f"lost is for codecs that are applied only once (int4, e3m0), not {codec}")
+            check_writable(lost, dtype, flat.size, f"{name} lost:")
+            lost = flat_view(lost, f"{name} lost:")
+            lost[:] = 0
         parts = [kind, op, dtype, str(flat.size), f"codec {codec or 'none'}", f"down {down}" if down else ""]
         parts.append(f"note of {len(note)}" if note else "")
         what = " ".join(part for part in parts if part) + (f" root {root}" if kind == "broadcast" else "")
@@ -264,6 +284,7 @@ class Collectives:
                 codec=codec,
                 down=down,
                 seed=seed,
+                lost=lost,
                 algorithm=algorithm,
                 root=root,
                 block=block_bytes(self._membership.view.pace, codec),

@@ -30,7 +30,7 @@ class StepInfo:
     refused: tuple[int, ...] = ()
     """Ranks whose contribution held what is no number and was left out."""
     boundary: bool = True
-    """The shared state has just been brought up to date on all peers (nothing may be in flight: see `drain`)."""
+    """All peers have just brought the shared state up to date (what is in flight, if anything, is so on all)."""
     agreed: bool = True
     """False, on all peers: their shared states differ, and have to be synced."""
 

@@ -1,6 +1,7 @@
 """Program: what must be the same on all who train together, and what differs."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -27,8 +28,8 @@ def read(said: bytes | str) -> dict[str, Any]:
     return theirs
 
 
-def difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
-    """What differs, in words; empty: nothing."""
+def difference(theirs: dict[str, Any], mine: dict[str, Any], own: Collection[str] = ()) -> str:
+    """What differs, but for what is everybody's `own`, in words; empty: nothing."""
     theirs, mine = json.loads(json.dumps(theirs)), json.loads(json.dumps(mine))
-    names = [name for name in sorted(theirs.keys() | mine.keys()) if theirs.get(name) != mine.get(name)]
+    names = [name for name in sorted((theirs.keys() | mine.keys()) - set(own)) if theirs.get(name) != mine.get(name)]
     return ", ".join(f"{name} {theirs.get(name)} there, {mine.get(name)} here" for name in names)

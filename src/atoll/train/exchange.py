@@ -2,7 +2,8 @@
 
 A collective that failed left its input as it was, so another is begun with those who are left: all survivors see the
 same sequence of outcomes and so do the same. A vector with what is no number is refused: zeros go in its place and
-count for nothing, and everybody's vote says so.
+count for nothing, and everybody's vote says so. With error feedback, what a codec took from one vector goes with the
+next of the same fragment (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847).
 """
 
 from collections.abc import Callable
@@ -40,6 +41,10 @@ class Exchanged:
 @dataclass(frozen=True, slots=True)
 class _Flight:
     vector: torch.Tensor
+    """As it was given."""
+    sent: torch.Tensor
+    """With what was owed; the mean comes in its place."""
+    lost: torch.Tensor | None
     work: Work
     fit: bool
     seed: int | None
@@ -48,11 +53,14 @@ class _Flight:
 class Exchange:
     """Means under way, at most one per fragment. A vector belongs to the exchange until `finish`.
 
-    `codec`: how vectors travel, `down`: how means come back, if otherwise. A fragment's tag is `tag` + its number.
+    `codec`: how vectors travel, `down`: how means come back, if otherwise. `owed`, for error feedback: by fragment,
+    what the codec has taken from ours so far. A fragment's tag is `tag` + its number.
     """
 
-    def __init__(self, codec: str | None = None, down: str | None = None, tag: int = 1) -> None:
-        self.codec, self.down, self.tag = codec, down, tag
+    def __init__(
+        self, codec: str | None = None, down: str | None = None, tag: int = 1, owed: list[torch.Tensor] | None = None
+    ) -> None:
+        self.codec, self.down, self.tag, self.owed = codec, down, tag, owed
         self._group: Group | None = None
         self._flights: dict[int, _Flight] = {}
         self._known: dict[int, Exchanged] = {}
@@ -87,7 +95,7 @@ class Exchange:
 
     def memory(self, prefix: str) -> dict[str, torch.Tensor]:
         """What it remembers and a checkpoint needs: views."""
-        return {}
+        return {f"{prefix}owed.{fragment}": owed for fragment, owed in enumerate(self.owed or ())}
 
     def advance(self) -> None:
         """What takes several stages begins the next one."""
@@ -102,7 +110,7 @@ class Exchange:
         return all(flight.work.done() for flight in self._flights.values())
 
     def finish(self, fragment: int, again: Callable[[torch.Tensor], torch.Tensor | None]) -> Exchanged:
-        """Wait for the mean; it comes in the vector's own memory.
+        """Wait for the mean; without error feedback it comes in the vector's own memory.
 
         `again`: what to exchange with those who are left, given what was to be exchanged; None: give up. Diverged:
         nobody's vector could be taken.
@@ -120,7 +128,9 @@ class Exchange:
                 if vector is None:
                     return Exchanged(None, self.world, 0, here().now() - began, tuple(losses))
                 flight = self._launch(fragment, vector, flight.seed)
-        waited_s, mean = here().now() - began, flight.vector
+        waited_s, mean = here().now() - began, flight.sent
+        if self.owed is not None and flight.lost is not None:
+            self.owed[fragment].copy_(flight.lost)
         refused = tuple(rank for rank, note in enumerate(result.notes) if note == _REFUSED)
         if len(refused) == result.world:
             raise Diverged("no peer has numbers to exchange: lower --lr, or look at the text")
@@ -139,11 +149,14 @@ class Exchange:
         fit = finite(vector)
         if not fit:
             vector.zero_()
+        sent, lost = vector, None
+        if self.owed is not None:
+            sent, lost = vector + self.owed[fragment] if fit else vector, torch.empty_like(vector)
         work = self._group.all_reduce_async(
-            vector, "avg", tag=self.tag + fragment, codec=self.codec, down=self.down, seed=seed,
-            note=_FIT if fit else _REFUSED,
+            sent, "avg", tag=self.tag + fragment, codec=self.codec, down=self.down, seed=seed,
+            note=_FIT if fit else _REFUSED, lost=lost,
         )  # fmt: skip
-        return _Flight(vector, work, fit, seed)
+        return _Flight(vector, sent, lost, work, fit, seed)
 
 
 def finite(vector: torch.Tensor) -> bool:

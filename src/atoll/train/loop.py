@@ -56,6 +56,10 @@ class Trainer:
         self.sent = self.ddp_would_send = 0
         self._whole_at = 0, 0
         """Steps and cursor when the shared parameters were last up to date."""
+        self._settled = True
+        """Was nothing exchanged since all had the same? Only then may peers look who has come: they do it together."""
+        self._place = 0, 1
+        """Rank and world when peers last agreed: by them they share out the text."""
         self._in_group = self._leaving = False
 
     @property
@@ -132,16 +136,16 @@ class Trainer:
     def _train(self, group: Group) -> bool:
         """True: to the end."""
         self.strategy.enter(group)
-        seen = -1
+        seen, self._settled = -1, True
         while True:
             try:
                 if self._leaving:
                     self._save_before_leaving(group)
                     return False
-                if group.peers_pending():
+                if self._settled and group.peers_pending():
                     self._drain(group)  # newcomers were no part of it: they get what came of it by the sync
                     group.update_topology()
-                if group.epoch != seen:
+                if self._settled and group.epoch != seen:
                     self._drain(group)
                     self._agree(group)
                     seen = group.epoch
@@ -156,7 +160,7 @@ class Trainer:
         """Somebody came or went: the same intentions on all, and the same state."""
         mine = self._essentials()
         oldest = essentials.read(group.gather_bytes(json.dumps(mine).encode())[0])
-        if difference := essentials.difference(oldest, mine):
+        if difference := essentials.difference(oldest, mine, self.settings.own):
             raise InvalidConfig(f"the group trains something else: {difference}; join with the same flags and text")
         self.strategy.meet(group)
         if self.logged is not None:
@@ -165,7 +169,7 @@ class Trainer:
         result = group.sync(self.state)
         if result.bytes_received:
             self.strategy.reload()
-        self._whole_at = self.steps, int(self.cursor)
+        self._whole_at, self._place = (self.steps, int(self.cursor)), (group.rank, group.world)
         self.report(
             "synced",
             revision=self.state.revision,
@@ -179,9 +183,9 @@ class Trainer:
             self.report("evaluated", step=0, **self.task.evaluate())
 
     def _step(self, group: Group) -> None:
-        s, world, step = self.settings, group.world, self.steps
+        s, (rank, world), step = self.settings, self._place, self.steps
         began = here().now()
-        indices = self.shards.indices(int(self.cursor), group.rank, world, s.batch)
+        indices = self.shards.indices(int(self.cursor), rank, world, s.batch)
         info = self.strategy.step(self.task.batch(indices))
         self.cursor += world * s.batch
         self.state.revision = self.steps
@@ -205,6 +209,7 @@ class Trainer:
             epoch=group.epoch,
             **({"hash": self.state.digest(), "revision": self.state.revision} if info.boundary else {}),
         )
+        self._settled = info.boundary
         if info.boundary:
             self._whole_at = self.steps, int(self.cursor)
         if not info.agreed:

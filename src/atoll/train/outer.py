@@ -10,13 +10,14 @@ agree on follows from the same bytes by the same arithmetic, so shared states st
 on by itself.
 """
 
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
 import torch
 
 from atoll.cost import Op
-from atoll.errors import Diverged
+from atoll.errors import Diverged, InvalidData
 from atoll.group.facade import Group
 from atoll.runtime.api import here
 from atoll.train.api import Drained, StepInfo
@@ -46,8 +47,10 @@ class OuterLoop:
         self._settle()
 
     def meet(self, group: Group) -> None:
-        """Somebody has come or gone."""
+        """Somebody has come or gone. InvalidData: a peer has a delay that can't be."""
         self.exchange.meet()
+        delays = [_delay(said) for said in group.gather_bytes(self.schedule.delay.to_bytes(4))]
+        self.schedule = replace(self.schedule, longest=max(delays))
 
     def step(self, batch: torch.Tensor) -> StepInfo:
         """Learn from `batch`, then do what the schedule says. Diverged: the loss is not a number; nothing was
@@ -72,8 +75,7 @@ class OuterLoop:
                     done += self._await(fragment)
                 case Advance(_):
                     self.exchange.advance()
-        whole = any(not isinstance(action, Start | Advance) for action in actions)
-        if whole or any(isinstance(action, Start) for action in actions):
+        if any(not isinstance(action, Advance) for action in actions):
             self._settle()
         self.steps += 1
         return StepInfo(
@@ -83,7 +85,7 @@ class OuterLoop:
             sum(d.waited_s for d in done),
             tuple(lost for d in done for lost in d.losses),
             tuple(sorted({rank for d in done for rank in d.refused})),
-            boundary=whole,
+            boundary=self.schedule.settles(step),
         )
 
     def drain(self) -> Drained:
@@ -170,3 +172,10 @@ class OuterLoop:
         if self.seed is None:
             return None
         return ((self.seed << 32 | int(self.steps)) << 16 | self.exchange.rank) << 8 | fragment
+
+
+def _delay(said: bytes) -> int:
+    """Of another peer. What its own settings refuse, it doesn't say."""
+    if len(said) != 4:
+        raise InvalidData("a peer doesn't say how long its exchanges travel: all need the same atoll")
+    return int.from_bytes(said)

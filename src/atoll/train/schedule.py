@@ -1,7 +1,8 @@
 """Policy: when a strategy exchanges what. Pure: the step's number in, what to start and to finish out.
 
     fragment   0: exchanged after steps H, 2H, ...; fragment p of P: p H / P later, so that the link is used evenly
-    result     taken `delay` steps after it was asked for; they are what it has to travel
+    result     taken `delay` steps after it was asked for; they are what it has to travel. Each peer may have its own
+               delay, by its link
 
 Data-parallel training is H = 1, DiLoCo one fragment without delay (Douillard et al. 2023, arXiv 2311.08105), Streaming
 DiLoCo all of it (2025, arXiv 2501.18512). A run ends with all fragments exchanged once more.
@@ -57,7 +58,8 @@ Action = Start | Finish | Swap | Await | Advance
 
 @dataclass(frozen=True)
 class FragmentSchedule:
-    """`every`: steps from one exchange of a fragment to its next. `steps`: length of the run; None: no end.
+    """`every`: steps from one exchange of a fragment to its next. `steps`: length of the run; None: no end. `longest`:
+    the `delay` of the peer with the slowest link, where each has its own.
 
     `late`: take each result when the next exchange begins, a whole round late; with all others, every `consensus`
     rounds wait for the newest one too (0: only at the end). `first_waits`: the first round is waited for and taken as
@@ -73,6 +75,7 @@ class FragmentSchedule:
     consensus: int = 0
     first_waits: bool = False
     stages: int = 1
+    longest: int = 0
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -112,6 +115,14 @@ class FragmentSchedule:
             *(Start(p) for p in everything if self._begins(p, taken)),
             *(Finish(p) for p in everything if self._begins(p, taken - self.delay)),
         ]
+
+    def settles(self, step: int) -> bool:
+        """Have all peers, after that step, what has been exchanged last?"""
+        taken = step + 1
+        if self.late:
+            return any(not isinstance(action, Advance) for action in self._late(taken))
+        slowest = max(self.delay, self.longest)
+        return taken == self.steps or any(self._begins(p, taken - slowest) for p in range(self.fragments))
 
     def _begins(self, fragment: int, taken: int) -> bool:
         return taken > 0 and (taken - fragment * self.apart) % self.every == 0

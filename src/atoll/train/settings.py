@@ -13,6 +13,8 @@ from atoll.train.one_byte.settings import OneByteSettings
 from atoll.train.schedule import FragmentSchedule
 
 Codec = Literal["none", "bf16", "uint8", "uint8-zero", "int4", "e3m0"]
+ONCE: Final = ("int4", "e3m0")
+"""Codecs by which each contribution is rounded once, and not at each hop of a ring."""
 
 LIMITS: Final = {
     **dict.fromkeys(("every", "fragments", "steps", "batch", "shards", "max_staleness"), AT_LEAST_1),
@@ -96,7 +98,7 @@ class TrainSettings:
     """strided: neighbouring layers are in different fragments. sequential: in the same."""
     delay: int | None = None
     """Steps that go on while an exchange travels: less than `every` for diloco, than `every` / `fragments` for
-    streaming; at most 1 for ddp. By default 1 for streaming, else 0."""
+    streaming, longer for peers on slower links; at most 1 for ddp. By default 1 for streaming, else 0."""
     mix: float = 0.5
     """Where there is a delay, how much of its own parameters a peer keeps when an exchange is back: 0 none, 1 all."""
     naive: bool = False
@@ -129,6 +131,8 @@ class TrainSettings:
     """How means travel back, if not as by `codec`."""
     rounding: Literal["nearest", "random"] = "nearest"
     """random: int4 and e3m0 round up or down by chance, right on average."""
+    error_feedback: bool = False
+    """What rounding takes from one exchange goes with the next (int4, e3m0)."""
     steps: int = 200
     """Local steps of each peer."""
     batch: int = 8
@@ -159,6 +163,11 @@ class TrainSettings:
             )
         if self.down != "same" and self.codec == "none":
             raise InvalidConfig(f"--down {self.down} is for what travels by a codec: give a --codec")
+        if self.error_feedback and (self.codec not in ONCE or self.strategy in ("diloco-server", "one-byte")):
+            raise InvalidConfig(
+                f"--error-feedback is for means that travel by --codec {' or '.join(ONCE)}, which round each "
+                f"contribution once: not for {self.strategy} with --codec {self.codec}"
+            )
         try:
             fragments = self.schedule.fragments
         except InvalidConfig as error:
@@ -203,6 +212,11 @@ class TrainSettings:
                 if self.delay:
                     raise InvalidConfig(f"delay must be 0 for {self.strategy}, not {self.delay}")
                 return FragmentSchedule(self.every, steps=self.steps)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Settings that each peer may have otherwise than others."""
+        return ("delay",) if self.strategy in ("diloco", "streaming") else ()
 
     @property
     def _stages(self) -> int:

@@ -31,7 +31,8 @@ def make_strategy(s: TrainSettings, module: Transformer) -> OuterLoop:
     schedule = s.schedule
     model = FlatModel(module, FragmentPlan.of(module, schedule.fragments, s.pattern))
     rate = warm_up_then_cosine(s.lr, s.steps, s.warm_up)
-    exchange = Exchange(None if s.codec == "none" else s.codec, None if s.down == "same" else s.down)
+    owed = [torch.zeros_like(model.parameters[part]) for part in model.fragments] if s.error_feedback else None
+    exchange = Exchange(None if s.codec == "none" else s.codec, None if s.down == "same" else s.down, owed=owed)
     seed = s.seed if s.rounding == "random" else None
     if s.strategy == "ddp":
         together = Whole(adamw(model.parameters.clone(), model.matrices, model.vectors, rate))

@@ -54,7 +54,8 @@ class Execution:
     """`begin` and `landed` return the steps whose data may leave now; `outgoing` is that data, made when it is taken.
 
     ValueError from any of them: the data can't be sent as asked (NaN and a codec). `fault`: what `check` found wrong
-    with the result; all the same it has gone to those who get it from us.
+    with the result; all the same it has gone to those who get it from us. `lost`: gets what the codec takes from the
+    source, where each piece is encoded just once.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Execution:
         codec: Codec | None = None,
         down: Codec | None = None,
         seed: int | None = None,
+        lost: Array | None = None,
         check: Callable[[Array], str] | None = None,
         memory: Memory | None = None,
         shard_bytes: int = SHARD_BYTES,
@@ -78,7 +80,7 @@ class Execution:
         self.fault = ""
         self.sent = self.received = 0
         self._lanes, self._pieces, self._world, self._op, self._check = schedule, pieces, world, op, check
-        self._codec, self._down, self._seed = codec, down, seed
+        self._codec, self._down, self._seed, self._lost = codec, down, seed, lost
         self._from_nothing = codec is not None and not codec.hops
         """Is our own input one of those that are added up, and not what they are added to?"""
         self.memory = memory or Memory()
@@ -231,6 +233,10 @@ class Execution:
         out = self.memory.empty(codec.encoded_size(value.size), np.uint8)
         seed = None if self._seed is None else self._seed << 32 | piece << 1 | reduce  # its own for each chunk
         codec.encode(value, out, seed)
+        if reduce and self._lost is not None:
+            lost = self._lost[self._pieces[piece]]
+            codec.decode(out, lost)
+            np.subtract(value, lost, out=lost)
         return out
 
     def _add_own(self, piece: int) -> None:

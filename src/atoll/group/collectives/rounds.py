@@ -36,6 +36,8 @@ def value_of(ticket: Ticket, run: Execution, rank: int, world: int) -> Array | N
         size = ticket.tensor.size
         others = [run.result[at : at + size] for at in range(0, run.result.size, size)]
         rows = others if len(others) == world else [*others[:rank], ticket.tensor, *others[rank:]]
+        if ticket.lost is not None:
+            np.subtract(ticket.tensor, rows[rank], out=ticket.lost)
         out = run.memory.empty(size, run.result.dtype) if ticket.out is None else ticket.out
         return combined(rows, ticket.op, out)
     if ticket.kind == "all_to_all":
@@ -274,5 +276,6 @@ class _Rounds:
         op = self.ticket.op if op is None else op
         return Execution(
             steps, source, result, pieces, world=self.world, op=op or "sum", codec=self.codec, down=self.down,
-            seed=self.ticket.seed, memory=self.memory, shard_bytes=self.shard_bytes,
+            seed=self.ticket.seed, lost=None if self.ticket.eager else self.ticket.lost, memory=self.memory,
+            shard_bytes=self.shard_bytes,
         )  # fmt: skip

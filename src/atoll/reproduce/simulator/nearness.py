@@ -13,10 +13,8 @@ def nearness(full: bool, say: Say) -> Iterator[Line]:
     found = calibrate(FULL, say)
     if full:
         found = with_faults_and_distance(found, say)
-    for number, row in enumerate(table(found)):
-        yield Line(
-            f"8{chr(ord('a') + number)}", f"held out: {row.what}", _bounds(row), _errors(row), judged(row.within)
-        )
+    for number, row in enumerate(table(found), start=1):
+        yield Line(f"8.{number}", f"held out: {row.what}", _bounds(row), _errors(row), judged(row.within))
     if not full:
         yield Line(
             "8", "recovery after a kill, transfers over shaped links", "<= 20 %, <= 10 %", "--full", "not yet", "-"
