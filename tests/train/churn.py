@@ -31,10 +31,12 @@ def strategy(dice: random.Random) -> dict[str, Any]:
             about["delay"] = dice.randrange(about["every"])
         case "eager":
             about |= {"naive": dice.random() < 0.3, "consensus": dice.choice([0, 1, 2, 3])}
+            about |= {"most_every": dice.choice([0, 10])}
         case "co2":
             about |= {"first": dice.choice(["waits", "holds"]), "outer_momentum": dice.choice([0.0, 0.5])}
             about |= {"penalty": dice.choice([None, None, 1.0, 3.0]), "outer_clip": dice.choice([0.3, 1.0])}
             about |= {"shards": dice.choice([1, 2, 3])}
+            about |= {"most_every": dice.choice([0, 10]) if about["shards"] == 1 else 0}
         case "streaming":
             fragments, apart = dice.choice([2, 3]), dice.choice([1, 2, 3])
             about |= {"every": fragments * apart, "fragments": fragments, "delay": dice.randrange(apart)}

@@ -36,6 +36,8 @@ class Exchanged:
     """Ranks whose vectors held what is no number."""
     fit: bool = True
     """Ours did not."""
+    notes: tuple[bytes, ...] = ()
+    """By rank: what each said with its vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class _Flight:
     work: Work
     fit: bool
     seed: int | None
+    note: bytes
 
 
 class Exchange:
@@ -100,9 +103,10 @@ class Exchange:
     def advance(self) -> None:
         """What takes several stages begins the next one."""
 
-    def start(self, fragment: int, vector: torch.Tensor, seed: int | None = None) -> bool:
-        """Begin; returns at once. `seed`: round at random. False: the vector is refused."""
-        flight = self._flights[fragment] = self._launch(fragment, vector, seed)
+    def start(self, fragment: int, vector: torch.Tensor, seed: int | None = None, note: bytes = b"") -> bool:
+        """Begin; returns at once. `seed`: round at random. `note`: some bytes for all, as many from each. False: the
+        vector is refused."""
+        flight = self._flights[fragment] = self._launch(fragment, vector, seed, note)
         return flight.fit
 
     def landed(self) -> bool:
@@ -127,24 +131,25 @@ class Exchange:
                 vector = again(flight.vector)
                 if vector is None:
                     return Exchanged(None, self.world, 0, here().now() - began, tuple(losses))
-                flight = self._launch(fragment, vector, flight.seed)
+                flight = self._launch(fragment, vector, flight.seed, flight.note)
         waited_s, mean = here().now() - began, flight.sent
         if self.owed is not None and flight.lost is not None:
             self.owed[fragment].copy_(flight.lost)
-        refused = tuple(rank for rank, note in enumerate(result.notes) if note == _REFUSED)
+        refused = tuple(rank for rank, note in enumerate(result.notes) if note[:1] == _REFUSED)
         if len(refused) == result.world:
             raise Diverged("no peer has numbers to exchange: lower --lr, or look at the text")
         if refused:
             mean *= result.world / (result.world - len(refused))
-        return Exchanged(mean, result.world, result.bytes_sent, waited_s, tuple(losses), refused, flight.fit)
+        notes = tuple(note[1:] for note in result.notes)
+        return Exchanged(mean, result.world, result.bytes_sent, waited_s, tuple(losses), refused, flight.fit, notes)
 
     def wait(self, fragment: int, again: Callable[[torch.Tensor], torch.Tensor | None]) -> Exchanged:
         """As `finish`, which will give the same mean later: it is only lent."""
         done = self.finish(fragment, again)
-        self._known[fragment] = Exchanged(done.mean, done.world, 0, 0.0)
+        self._known[fragment] = Exchanged(done.mean, done.world, 0, 0.0, notes=done.notes)
         return done
 
-    def _launch(self, fragment: int, vector: torch.Tensor, seed: int | None) -> _Flight:
+    def _launch(self, fragment: int, vector: torch.Tensor, seed: int | None, note: bytes) -> _Flight:
         assert self._group is not None, "enter a group first"
         fit = finite(vector)
         if not fit:
@@ -154,9 +159,9 @@ class Exchange:
             sent, lost = vector + self.owed[fragment] if fit else vector, torch.empty_like(vector)
         work = self._group.all_reduce_async(
             sent, "avg", tag=self.tag + fragment, codec=self.codec, down=self.down, seed=seed,
-            note=_FIT if fit else _REFUSED, lost=lost,
+            note=(_FIT if fit else _REFUSED) + note, lost=lost,
         )  # fmt: skip
-        return _Flight(vector, sent, lost, work, fit, seed)
+        return _Flight(vector, sent, lost, work, fit, seed, note)
 
 
 def finite(vector: torch.Tensor) -> bool:

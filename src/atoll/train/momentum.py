@@ -22,6 +22,8 @@ class Outer(Protocol):
     """Owns the parameters all peers share."""
 
     parameters: torch.Tensor
+    span: float
+    """How many times as long contributions are as it was made for."""
 
     def step(self, part: slice, gradient: torch.Tensor, step: int) -> None:
         """Apply the mean contribution of one fragment, `part` of the parameters. It may be overwritten."""
@@ -42,7 +44,8 @@ class Momentum:
 
     `penalty`: what gradients are divided by; None: by how stale they are, that is how far the parameters have moved
     since they were measured (Sun et al. 2024, CO2, arXiv 2401.16265).
-    `clip`: the largest entry of v, or of what takes its place, either way; what was clipped is what is remembered.
+    `clip`: the largest entry of v, or of what takes its place, either way, `span` times; what was clipped is what is
+    remembered.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Momentum:
         penalty: float | None = 1.0, clip: float = float("inf"),
     ) -> None:  # fmt: skip
         self.parameters, self.rate, self.momentum, self.kind = parameters, rate, momentum, kind
-        self.penalty, self.clip = penalty, clip
+        self.penalty, self.clip, self.span = penalty, clip, 1.0
         self.velocity = torch.zeros_like(parameters) if momentum else None
         self._moved: dict[int, float] = {}
 
@@ -66,7 +69,7 @@ class Momentum:
         if self.velocity is not None:
             v = self.velocity[part]
             v.mul_(self.momentum).add_(gradient)
-        v.clamp_(-self.clip, self.clip)
+        v.clamp_(-self.clip * self.span, self.clip * self.span)
         nesterov = self.velocity is not None and self.kind == "nesterov"
         return (gradient + v * self.momentum if nesterov else v) * self.rate
 
@@ -103,7 +106,7 @@ class Whole:
     """An optimiser of all parameters as the outer one of a single fragment."""
 
     def __init__(self, optimiser: Optimiser) -> None:
-        self.optimiser, self.parameters = optimiser, optimiser.parameters
+        self.optimiser, self.parameters, self.span = optimiser, optimiser.parameters, 1.0
 
     def step(self, part: slice, gradient: torch.Tensor, step: int) -> None:
         """With the learning rate of that step."""

@@ -25,20 +25,27 @@ from atoll.train.exchange import Exchange, Exchanged
 from atoll.train.flat import FlatModel
 from atoll.train.learners import Learner
 from atoll.train.momentum import Outer
+from atoll.train.pace import Pace, agreed
 from atoll.train.schedule import Advance, Await, Finish, FragmentSchedule, Start, Swap
 
 
 class OuterLoop:
-    """A `Strategy`. `seed`: what travels is rounded at random, by this."""
+    """A `Strategy`. `seed`: what travels is rounded at random, by this. `pace`: of late exchanges, which changes how
+    many steps a round has."""
 
     def __init__(
         self, model: FlatModel, learner: Learner, outer: Outer, schedule: FragmentSchedule, exchange: Exchange,
-        seed: int | None = None,
+        seed: int | None = None, pace: Pace | None = None,
     ) -> None:  # fmt: skip
         self.model, self.learner, self.outer, self.schedule = model, learner, outer, schedule
-        self.exchange, self.seed = exchange, seed
+        self.exchange, self.seed, self.pace = exchange, seed, pace
         self.steps = torch.zeros(1, dtype=torch.int64)
         """Steps taken; part of what is shared."""
+        self.planned = schedule.every
+        self.rounds = torch.tensor([schedule.every, schedule.since])
+        """Steps of a round, and since when; shared where there is a pace."""
+        self._step_s = 0.0
+        """What a step took, by itself."""
         self.learner.restart()
 
     def enter(self, group: Group) -> None:
@@ -55,13 +62,17 @@ class OuterLoop:
     def step(self, batch: torch.Tensor) -> StepInfo:
         """Learn from `batch`, then do what the schedule says. Diverged: the loss is not a number; nothing was
         changed."""
-        tokens = batch.shape[0] * (batch.shape[1] - 1)
+        began, tokens = here().now(), batch.shape[0] * (batch.shape[1] - 1)
         op = Op("train_step", flops=6.0 * self.model.parameters.numel() * tokens, tokens=tokens)
         loss = here().compute(op, lambda: self._gradient(batch))
         step = int(self.steps)
         if not isfinite(loss):
             raise Diverged(f"the loss is {loss} at step {step}: lower --lr, or look at the text of this peer")
         self.learner.learn(step)
+        if self.pace is not None:
+            self._step_s = here().now() - began
+            if self.exchange.landed():
+                self.pace.landed(step + 1)
         actions, done = self.schedule.at(step), []
         for action in actions:
             match action:
@@ -101,7 +112,8 @@ class OuterLoop:
 
     def shared(self) -> dict[str, torch.Tensor]:
         """Parameters, the outer optimiser's memory, the step."""
-        return {"parameters": self.outer.parameters, "steps": self.steps, **self.outer.memory("outer.")}
+        paced = {} if self.pace is None else {"rounds": self.rounds}
+        return {"parameters": self.outer.parameters, "steps": self.steps, **paced, **self.outer.memory("outer.")}
 
     def local(self) -> dict[str, Any]:
         """The learner's memory, and of the outer optimiser what is not shared."""
@@ -114,6 +126,8 @@ class OuterLoop:
 
     def reload(self) -> None:
         """Go on from shared tensors that were written from outside."""
+        every, since = self.rounds.tolist()
+        self._go_by(replace(self.schedule, every=every, since=since))
         self.learner.restart()
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -129,7 +143,11 @@ class OuterLoop:
         self._send(fragment, self.learner.contribution(part))
 
     def _send(self, fragment: int, vector: torch.Tensor) -> None:
-        if not self.exchange.start(fragment, vector, self._seed(fragment)):
+        note = b""
+        if self.pace is not None:
+            note = self.pace.note()
+            self.pace.started(int(self.steps) + 1)
+        if not self.exchange.start(fragment, vector, self._seed(fragment), note):
             self.learner.forget()
 
     def _finish(self, fragment: int) -> list[Exchanged]:
@@ -138,6 +156,7 @@ class OuterLoop:
             return []
         part = self.model.fragments[fragment]
         done = self.exchange.finish(fragment, lambda vector: self.learner.again(part, vector))
+        self._waited(done)
         if done.mean is not None:
             self.outer.step(part, done.mean, int(self.steps))
         self.learner.took(part, done)
@@ -152,12 +171,23 @@ class OuterLoop:
             return []
         vector = self.learner.contribution(self.model.fragments[fragment])
         done = self._finish(fragment)
+        if self.pace is not None:
+            self._go_by(agreed(self.schedule, int(self.steps) + 1, done[0].notes, self.pace.most))
         self._send(fragment, vector)
         return done
+
+    def _waited(self, done: Exchanged) -> None:
+        if self.pace is not None:
+            self.pace.waited(int(self.steps) + 1, done.waited_s, self._step_s)
+
+    def _go_by(self, schedule: FragmentSchedule) -> None:
+        self.schedule, self.outer.span = schedule, schedule.every / self.planned
+        self.rounds.copy_(torch.tensor([schedule.every, schedule.since]))
 
     def _await(self, fragment: int) -> list[Exchanged]:
         part = self.model.fragments[fragment]
         done = self.exchange.wait(fragment, lambda vector: self.learner.again(part, vector))
+        self._waited(done)
         if done.mean is not None:
             self.outer.move(part, done.mean)
         if not done.fit:

@@ -59,7 +59,8 @@ Action = Start | Finish | Swap | Await | Advance
 @dataclass(frozen=True)
 class FragmentSchedule:
     """`every`: steps from one exchange of a fragment to its next. `steps`: length of the run; None: no end. `longest`:
-    the `delay` of the peer with the slowest link, where each has its own.
+    the `delay` of the peer with the slowest link, where each has its own. `since`: steps after which rounds were given
+    this length, where they are `late`.
 
     `late`: take each result when the next exchange begins, a whole round late; with all others, every `consensus`
     rounds wait for the newest one too (0: only at the end). `first_waits`: the first round is waited for and taken as
@@ -76,6 +77,7 @@ class FragmentSchedule:
     first_waits: bool = False
     stages: int = 1
     longest: int = 0
+    since: int = 0
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -128,10 +130,11 @@ class FragmentSchedule:
         return taken > 0 and (taken - fragment * self.apart) % self.every == 0
 
     def _late(self, taken: int) -> list[Action]:
-        if taken % self.every and taken != self.steps:
+        rounds, more = divmod(taken - self.since, self.every)
+        if more and taken != self.steps:
             first = self.every // 2
-            return [Advance(0)] if taken > self.every and first <= taken % self.every < first + self.stages - 1 else []
-        if self.first_waits and taken == self.every and taken != self.steps:
+            return [Advance(0)] if taken > self.every and first <= more < first + self.stages - 1 else []
+        if self.first_waits and taken == self.every and not self.since and taken != self.steps:
             return [Swap(0), Await(0)]
-        waits = taken == self.steps or (self.consensus and taken // self.every % self.consensus == 0)
+        waits = taken == self.steps or (self.consensus and rounds % self.consensus == 0)
         return [Swap(0), *([Finish(0)] if waits else [])]

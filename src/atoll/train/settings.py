@@ -18,7 +18,7 @@ ONCE: Final = ("int4", "e3m0")
 
 LIMITS: Final = {
     **dict.fromkeys(("every", "fragments", "steps", "batch", "shards", "max_staleness"), AT_LEAST_1),
-    **dict.fromkeys(("consensus", "warm_up", "save_every", "grace"), AT_LEAST_0),
+    **dict.fromkeys(("consensus", "warm_up", "save_every", "grace", "most_every"), AT_LEAST_0),
     **dict.fromkeys(("lr", "outer_rate"), ABOVE_0),
     "outer_clip": Range(0, above=True, endless=True),
     "penalty": AT_LEAST_1,
@@ -92,6 +92,9 @@ class TrainSettings:
     Without one: to go on with the text."""
     every: int = 20
     """Local steps between exchanges (all but ddp)."""
+    most_every: int = 0
+    """Change `every`, by what exchanges take, to the fewest steps that hide them, and at most so many; 0: leave it as
+    it is (co2, eager)."""
     fragments: int = 4
     """Parts of the model that are exchanged in turn, whole layers each (streaming). `every` is a multiple of it."""
     pattern: Literal["strided", "sequential"] = "strided"
@@ -155,6 +158,13 @@ class TrainSettings:
         check(self, LIMITS)
         self.model.check()
         self.one_byte.check()
+        if self.most_every and (self.strategy not in ("co2", "eager") or self.shards > 1):
+            raise InvalidConfig(
+                f"--most-every {self.most_every} is for co2 and eager with one shard, whose exchanges take a round: "
+                "for all else it must be 0"
+            )
+        if 0 < self.most_every < self.every:
+            raise InvalidConfig(f"--most-every must be 0, or at least --every {self.every}, not {self.most_every}")
         if self.shards > 1 and (self.strategy != "co2" or self.codec != "none"):
             raise InvalidConfig(f"--shards {self.shards} is for co2 without a codec; for all else it must be 1")
         if self.strategy == "diloco-server" and self.down != "same":

@@ -102,7 +102,7 @@ class ShardedExchange(Exchange):
     def meet(self) -> None:
         self._share_out()
 
-    def start(self, fragment: int, vector: torch.Tensor, seed: int | None = None) -> bool:
+    def start(self, fragment: int, vector: torch.Tensor, seed: int | None = None, note: bytes = b"") -> bool:
         fit = finite(vector)
         self._vector, self._whole = vector if fit else vector.zero_(), None
         self._done = Exchanged(None, self.world, 0, 0.0, fit=fit)

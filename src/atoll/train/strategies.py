@@ -22,6 +22,7 @@ from atoll.train.learners import Eager, Gradients, Late, Learner, Runner
 from atoll.train.momentum import Kind, Momentum, Whole
 from atoll.train.optimisers import LearningRate, adamw, warm_up_then_cosine
 from atoll.train.outer import OuterLoop
+from atoll.train.pace import Pace
 from atoll.train.settings import TrainSettings
 from atoll.train.sharded import ShardedExchange, Taken
 
@@ -47,7 +48,8 @@ def make_strategy(s: TrainSettings, module: Transformer) -> OuterLoop:
     if s.shards > 1:
         outer = Taken(model.parameters.clone())
         exchange = ShardedExchange(outer, outer_of, s.shards)
-    return OuterLoop(model, _learner(s, model, outer, rate), outer, schedule, exchange, seed)
+    pace = Pace(s.most_every) if s.most_every else None
+    return OuterLoop(model, _learner(s, model, outer, rate), outer, schedule, exchange, seed, pace)
 
 
 def _learner(s: TrainSettings, model: FlatModel, outer: Momentum, rate: LearningRate) -> Learner:
