@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
@@ -313,6 +314,15 @@ INLINE void as_packed(int packing, Function f) {
     }
 }
 
+// f(n) for a number from 1 to MOST, as a constant that the compiler knows.
+template <int MOST, class Function>
+INLINE void as_constant(int n, Function f) {
+    if constexpr (MOST > 1) {
+        if (n < MOST) return as_constant<MOST - 1>(n, f);
+    }
+    f(std::integral_constant<int, MOST>());
+}
+
 struct Inputs {  // of matrices, [tokens][width]; quantised only where integers are asked for
     const float* x;
     const Int8Block* quantised;
@@ -351,15 +361,10 @@ void all_rows(const float* x, int width, const uint8_t* rows, int n, float* y, s
 
 template <class Packed, bool ADD>
 void few_tokens(const Inputs& in, const uint8_t* rows, int n, float* y, size_t stride) {
-    for (int t = 0; t < in.tokens;) {
-        const float* x = in.x + (size_t)t * in.width;
-        float* to = y + t * stride;
-        const int left = in.tokens - t;
-        if (left >= 8) all_rows<Packed, ADD, 8, 1>(x, in.width, rows, n, to, stride), t += 8;
-        else if (left >= 4) all_rows<Packed, ADD, 4, 2>(x, in.width, rows, n, to, stride), t += 4;
-        else if (left >= 2) all_rows<Packed, ADD, 2, 2>(x, in.width, rows, n, to, stride), t += 2;
-        else all_rows<Packed, ADD, 1, 4>(x, in.width, rows, n, to, stride), t += 1;
-    }
+    as_constant<FEW>(in.tokens, [&](auto tokens) {
+        constexpr int TOKENS = tokens, ROWS = TOKENS == 1 ? 4 : TOKENS <= 4 ? 2 : 1;
+        all_rows<Packed, ADD, TOKENS, ROWS>(in.x, in.width, rows, n, y, stride);
+    });
 }
 
 template <bool ADD, int TOKENS>
@@ -405,8 +410,10 @@ void many_tokens(const Inputs& in, const uint8_t* rows, int n, float* y, size_t 
             int t = begin;
             for (; t + TILE <= end; t += TILE)
                 tile<ADD, TILE>(in.x + (size_t)t * in.width, in.width, w, rows_here, y + t * stride + r, stride);
-            for (; t < end; t++)
-                tile<ADD, 1>(in.x + (size_t)t * in.width, in.width, w, rows_here, y + t * stride + r, stride);
+            if (t < end)
+                as_constant<TILE - 1>(end - t, [&](auto rest) {
+                    tile<ADD, rest>(in.x + (size_t)t * in.width, in.width, w, rows_here, y + t * stride + r, stride);
+                });
         }
     }
 }
@@ -433,15 +440,11 @@ void integer_rows(const Int8Block* x, int width, const uint8_t* rows, int n, flo
 
 template <class Packed, bool ADD>
 void in_integers(const Inputs& in, const uint8_t* rows, int n, float* y, size_t stride) {
-    for (int t = 0; t < in.tokens;) {
-        const Int8Block* x = in.quantised + (size_t)t * (in.width / BLOCK);
-        float* to = y + t * stride;
-        const int left = in.tokens - t;
-        if (left >= 8) integer_rows<Packed, ADD, 8>(x, in.width, rows, n, to, stride), t += 8;
-        else if (left >= 4) integer_rows<Packed, ADD, 4>(x, in.width, rows, n, to, stride), t += 4;
-        else if (left >= 2) integer_rows<Packed, ADD, 2>(x, in.width, rows, n, to, stride), t += 2;
-        else integer_rows<Packed, ADD, 1>(x, in.width, rows, n, to, stride), t += 1;
-    }
+    for (int t = 0; t < in.tokens; t += FEW)
+        as_constant<FEW>(std::min(FEW, in.tokens - t), [&](auto tokens) {
+            const Int8Block* x = in.quantised + (size_t)t * (in.width / BLOCK);
+            integer_rows<Packed, ADD, tokens>(x, in.width, rows, n, y + t * stride, stride);
+        });
 }
 
 template <class Packed, bool ADD, bool INTEGERS>
