@@ -97,7 +97,7 @@ class ShardedExchange(Exchange):
     def enter(self, group: Group) -> None:
         super().enter(group)
         self._undo()
-        self._stages = self._work = None
+        self._stages, self._work, self._tells = None, None, False  # one may come from the midst of a `wait`
 
     def meet(self) -> None:
         self._share_out()
