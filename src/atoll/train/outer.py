@@ -56,7 +56,9 @@ class OuterLoop:
     def meet(self, group: Group) -> None:
         """Somebody has come or gone. InvalidData: a peer has a delay that can't be."""
         self.exchange.meet()
-        delays = [_delay(said) for said in group.gather_bytes(self.schedule.delay.to_bytes(4))]
+        delays = [int.from_bytes(said) for said in group.gather_bytes(self.schedule.delay.to_bytes(4))]
+        if max(delays) >= self.schedule.apart:
+            raise InvalidData(f"a peer has a delay of {max(delays)} steps here: all need the same atoll")
         self.schedule = replace(self.schedule, longest=max(delays))
 
     def step(self, batch: torch.Tensor) -> StepInfo:
@@ -202,10 +204,3 @@ class OuterLoop:
         if self.seed is None:
             return None
         return ((self.seed << 32 | int(self.steps)) << 16 | self.exchange.rank) << 8 | fragment
-
-
-def _delay(said: bytes) -> int:
-    """Of another peer. What its own settings refuse, it doesn't say."""
-    if len(said) != 4:
-        raise InvalidData("a peer doesn't say how long its exchanges travel: all need the same atoll")
-    return int.from_bytes(said)
