@@ -50,8 +50,8 @@ def tiny(**changes: Any) -> TrainSettings:
 class Peer:
     """A process that trains: what it reported, and the error it ended with."""
 
-    def __init__(self, trainer: Trainer, log: list[dict[str, Any]]) -> None:
-        self.trainer, self.log = trainer, log
+    def __init__(self, trainer: Trainer, log: list[dict[str, Any]], awaits: int = 1) -> None:
+        self.trainer, self.log, self.awaits = trainer, log, awaits
         self.error: AtollError | None = None
         self.to_the_end: bool | None = None
         self.process: Process
@@ -97,7 +97,7 @@ class Run:
             also(event, **about)
 
         folders = folders_in(folder) if folder else None
-        peer = Peer(Trainer(settings or self.settings, text or self.text, report, folders), log)
+        peer = Peer(Trainer(settings or self.settings, text or self.text, report, folders), log, min_world)
 
         worlds = chain([min_world], repeat(1))  # who comes back waits for nobody
 
