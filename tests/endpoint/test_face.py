@@ -108,6 +108,8 @@ def test_parts_of_a_content_are_one_text(url, parrot):
 
 def test_paths_and_methods_that_are_none(url):
     assert httpx.get(f"{url}/v2/nothing").json()["error"]["message"] == "there is nothing at /v2/nothing"
+    answer = httpx.post(f"{url}/v1/completions/", json=BODY)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (404, "there is nothing at /v1/completions/")
     answer = httpx.get(f"{url}/v1/completions")
     assert (answer.status_code, answer.json()["error"]["message"]) == (405, "GET is not for /v1/completions")
 

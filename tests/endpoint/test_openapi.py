@@ -48,6 +48,8 @@ BETWEEN_FIELDS = {
     "dimensions": "not the model's",
     "prompt": "longer than the context, or of tokens that are none of the model's",
     "logit_bias": "of tokens that are none of the model's",
+    "messages": "longer than the context",
+    "input": "longer than the context, or of tokens that are none of the model's",
     "max_tokens": "too many for the context",
 }
 """What a schema of single fields can't say: here a body that keeps to it may be refused."""

@@ -10,7 +10,8 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
-from atoll.errors import EngineLost, Overloaded
+from atoll.endpoint.upstream import Upstream
+from atoll.errors import ContextExceeded, EngineLost, Overloaded
 from tests.endpoint.scripted import Scripted, served
 
 EVENTS: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
@@ -294,4 +295,40 @@ def test_errors_before_that_are_of_the_clients_classes(client):
         client.responses.create(model="crow", input="x", stream=True)
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="parrot", input="x" * 1001)
-    assert caught.value.code == "context_length_exceeded"
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("responses", {"input": "x", "max_output_tokens": 9}, "max_output_tokens"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9}, "max_tokens"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 9},
+            "max_completion_tokens",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_an_endpoint_refuses_is_named_as_the_body_has_it(path, body, param, stream):
+    parrot = Scripted()
+
+    async def fail(request: object, i: int) -> None:
+        raise ContextExceeded("max_tokens", "9 are too many")
+
+    parrot.before = fail
+    with served(parrot) as (url, _):
+        answer = httpx.post(f"{url}/v1/{path}", json={"model": "parrot", "stream": stream, **body})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_a_server_elsewhere_needs_to_know_nothing_of_it():
+    """It is asked for a chat."""
+    parrot = Scripted(lambda request: f"Let me look. {CALL}")
+    with served(parrot) as (there, _), served(Upstream(there)) as (here, _):
+        answers = [ask(url, seed=1, tools=[TOOL], instructions="be brief") for url in (there, here)]
+    first, second = (same(answer) for answer in answers)
+    assert first["output"] == second["output"]
+    assert [item["type"] for item in first["output"]] == ["message", "function_call"]
+    assert parrot.asked[0].prompt == parrot.asked[1].prompt

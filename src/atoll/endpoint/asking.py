@@ -24,7 +24,8 @@ class Asked:
     """A call. Of each `best_of` requests in a row the answers are to the same prompt, and `n` of them are given.
 
     `usage`: whether a stream ends with it; `usage_always`: whether it says so all along. `token_ids`: whether it tells
-    tokens by number, too. `repeated`: what of the body the answer says again.
+    tokens by number, too. `called`: what the body calls a field of a `Request`, where it is another name. `repeated`:
+    what of the body the answer says again.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Asked:
     echo: bool
     logprobs: bool
     tools: Tools | None
+    called: Mapping[str, str]
     repeated: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -68,7 +70,9 @@ def completion(fields: Fields, drawn: Drawn) -> Asked:
         "token_ids": fields.flag("return_token_ids"),
     }
     requests = requests_for(fields, drawn, asked, best_of, kind)
-    return _asked(fields, requests, n, best_of, chat=False, echo=echo, logprobs=logprobs is not None, tools=None)
+    return _asked(
+        fields, requests, n, best_of, chat=False, echo=echo, logprobs=logprobs is not None, tools=None, called={}
+    )
 
 
 def chat(fields: Fields, drawn: Drawn) -> Asked:
@@ -81,9 +85,11 @@ def chat(fields: Fields, drawn: Drawn) -> Asked:
     top = fields.whole("top_logprobs", 0, 20)
     if top is not None and not logprobs:
         raise fields.wrong("top_logprobs", "needs logprobs: true")
+    called = {"prompt": "messages", "max_tokens": "max_completion_tokens"}
     max_tokens = fields.whole("max_completion_tokens", 1, MOST_TOKENS)
     if max_tokens is None:
         max_tokens = fields.whole("max_tokens", 1, MOST_TOKENS)
+        called["max_tokens"] = "max_tokens"
     grammar = grammar_of(fields.object("response_format"), "json_schema")
     kind = {
         "max_tokens": max_tokens,
@@ -92,7 +98,7 @@ def chat(fields: Fields, drawn: Drawn) -> Asked:
         "token_ids": fields.flag("return_token_ids"),
     }
     requests = requests_for(fields, drawn, [prompt], n, kind)
-    return _asked(fields, requests, n, n, chat=True, echo=False, logprobs=logprobs, tools=tools)
+    return _asked(fields, requests, n, n, chat=True, echo=False, logprobs=logprobs, tools=tools, called=called)
 
 
 def text(fields: Fields) -> tuple[str, str]:
@@ -107,7 +113,7 @@ def tokens(fields: Fields) -> tuple[str, tuple[int, ...]]:
 
 def _asked(
     fields: Fields, requests: tuple[Request, ...], n: int, best_of: int, *, chat: bool, echo: bool, logprobs: bool,
-    tools: Tools | None,
+    tools: Tools | None, called: Mapping[str, str],
 ) -> Asked:  # fmt: skip
     options = fields.object("stream_options") or Fields({})
     always = options.flag("continuous_usage_stats")
@@ -124,6 +130,7 @@ def _asked(
         echo=echo,
         logprobs=logprobs,
         tools=tools,
+        called=called,
     )
 
 

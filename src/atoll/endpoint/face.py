@@ -5,7 +5,7 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from atoll.endpoint.answers import PING, Answers
 from atoll.endpoint.api import Delta, Endpoint, Request, Text, Tokens
 from atoll.endpoint.asking import Asked, Drawn
 from atoll.endpoint.clients import BODY_S, CLOSED, STALL_S, EventStream, Gone, left, read, unless_gone
-from atoll.endpoint.embeddings import TOGETHER, embeddings
+from atoll.endpoint.embeddings import CALLED, TOGETHER, embeddings
 from atoll.endpoint.fields import Fields
 from atoll.endpoint.items import Items
 from atoll.endpoint.metrics import Metrics, Watch
@@ -90,6 +90,7 @@ class Face:
             routes=[Route(path, self._guarded(answer), methods=[method]) for method, path, answer in routes],
             exception_handlers={HTTPException: http_error},
         )
+        self.app.router.redirect_slashes = False
 
     def drain(self) -> None:
         """Take no more requests; those under way go on."""
@@ -217,7 +218,7 @@ class Face:
         drawn, fields = await self._begun(call, prefix)
         asked = await asyncio.to_thread(ask, fields, drawn)  # schemas may be large
         answers = written(asked, drawn.id, int(time.time()))
-        stream = self._events(asked.requests, pinged=asked.stream)
+        stream = self._events(asked.requests, asked.called, pinged=asked.stream)
         if asked.stream:
             return await self._streamed(call, stream, answers)
         async with aclosing(stream):
@@ -227,7 +228,7 @@ class Face:
     async def _embeddings(self, call: Call) -> Response:
         drawn, fields = await self._begun(call, "embd-")
         vectors = embeddings(fields, drawn)
-        async with aclosing(self._events(vectors.requests, together=TOGETHER)) as stream:
+        async with aclosing(self._events(vectors.requests, CALLED, together=TOGETHER)) as stream:
             await unless_gone(call, _collected(stream, vectors.take))
         return await asyncio.to_thread(lambda: in_json(vectors.body()))
 
@@ -268,9 +269,15 @@ class Face:
         return EventStream(call, _frames(first, stream, answers), self._stall_s)
 
     async def _events(
-        self, requests: Sequence[Request], *, pinged: bool = False, together: int = asking.MOST_ANSWERS
+        self,
+        requests: Sequence[Request],
+        called: Mapping[str, str],
+        *,
+        pinged: bool = False,
+        together: int = asking.MOST_ANSWERS,
     ) -> AsyncGenerator[_Event, None]:
-        """All that comes of a call's requests, so many at once, as it comes; and now and then _NOTHING, if `pinged`."""
+        """All that comes of a call's requests, so many at once, as it comes; and now and then _NOTHING, if `pinged`.
+        Errors name fields as they are `called` in the body."""
         events: asyncio.Queue[_Event] = asyncio.Queue()
         turn = asyncio.Semaphore(together)
         self.answering += 1
@@ -283,6 +290,8 @@ class Face:
             while left:
                 event = await events.get()
                 left -= event[1] is None and event is not _NOTHING
+                if isinstance(event[1], InvalidRequest):
+                    event[1].field = called.get(event[1].field, event[1].field)
                 yield event
         finally:
             self.answering -= 1

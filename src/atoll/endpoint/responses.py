@@ -15,6 +15,13 @@ from atoll.errors import InvalidRequest
 ROLES: Final = ("system", "developer", "user", "assistant")
 KEPT: Final = ("previous_response_id", "conversation", "prompt")
 """What a server would have to have kept."""
+_CALLED: Final = {
+    "prompt": "input",
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+}
+"""What endpoints call fields, and what they are here."""
 _LOGPROBS: Final = "message.output_text.logprobs"
 
 
@@ -63,6 +70,7 @@ def response(fields: Fields, drawn: Drawn) -> Asked:
         echo=False,
         logprobs=logprobs,
         tools=tools,
+        called=_CALLED,
         repeated=repeated,
     )
 
