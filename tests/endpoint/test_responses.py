@@ -218,9 +218,17 @@ def test_calls_are_items(spoken, choice):
             "include": ["message.output_text.logprobs"],
         }
         whole = ask(url, **options)
-        with client.responses.stream(model="parrot", input="häy €", **options) as events:
-            gathered = events.get_final_response()
-        assert same(stream(url, **options)[-1]["response"]) == same(whole)
+        with client.responses.stream(model="parrot", input="häy €", **options) as sent:
+            gathered = sent.get_final_response()
+        events = stream(url, **options)
+    assert same(events[-1]["response"]) == same(whole)
+    added = [event["item"] for event in events if event["type"] == "response.output_item.added"]
+    assert [(item["type"], item["status"]) for item in added] == [
+        (item["type"], "in_progress") for item in whole["output"]
+    ]
+    told = [event for event in events if event["type"].startswith("response.function_call_arguments")]
+    assert [event["item_id"] for event in told] == [added[-1]["id"]] * 2
+    assert added[-1]["arguments"] + told[0]["delta"] == told[1]["arguments"] == whole["output"][-1]["arguments"]
     assert same(gathered.to_dict())["output"] == [
         {**item, "parsed_arguments": {"at": "the sea"}} if item["type"] == "function_call" else
         {**item, "content": [{**item["content"][0], "parsed": None}]}
@@ -238,6 +246,20 @@ def test_calls_are_items(spoken, choice):
     assert (parrot.asked[-1].grammar is not None) == forced
 
 
+@pytest.mark.parametrize(("text", "scored"), [(f"a < b {CALL}", "a < b "), (f"a{CALL} c", "a"), ("a <tool", "a <tool")])
+def test_tokens_of_calls_are_not_said(text, scored):
+    """What is held back since it may begin a call is told when it is none."""
+    options = {"tools": [TOOL], "include": ["message.output_text.logprobs"]}
+    with served(Scripted(lambda request: text)) as (url, _):
+        whole, events = ask(url, **options), stream(url, **options)
+    part = whole["output"][0]["content"][0]
+    assert part["text"] == text.replace(CALL, "")
+    assert "".join(each["token"] for each in part["logprobs"]) == scored
+    said = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert "".join(event["delta"] for event in said) == part["text"]
+    assert [each for event in said for each in event["logprobs"]] == part["logprobs"]
+
+
 def test_no_function_is_offered_where_none_may_be_called(client, parrot):
     answer = client.responses.create(model="parrot", input="x", tools=[TOOL], tool_choice="none")
     assert parrot.asked[-1].prompt.tools == ()
@@ -247,7 +269,11 @@ def test_no_function_is_offered_where_none_may_be_called(client, parrot):
 def test_an_empty_answer_is_a_message():
     with served(Scripted(lambda request: "")) as (url, _):
         assert ask(url)["output"][0]["content"][0]["text"] == ""
-        assert [event["type"] for event in stream(url)].count("response.output_text.done") == 1
+        kinds = [event["type"].removeprefix("response.") for event in stream(url)]
+    assert kinds == [
+        "created", "in_progress", "output_item.added", "content_part.added",
+        "output_text.done", "content_part.done", "output_item.done", "completed",
+    ]  # fmt: skip
 
 
 class Place(BaseModel):

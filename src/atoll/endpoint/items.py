@@ -96,14 +96,20 @@ class Items:
         return {"type": "output_text", "text": self._choice.text, "annotations": [], "logprobs": self._logprobs()}
 
     def _logprobs(self) -> list[dict[str, Any]]:
-        """Of the text's tokens: those of calls are not in it."""
-        found, at = [], 0
-        for chosen in self._choice.chosen:
-            if at >= len(self._choice.text):
+        """Of all that has been said."""
+        self._fresh()
+        return [scored(chosen) for chosen in self._choice.chosen[: self._scored]]
+
+    def _fresh(self) -> list[Chosen]:
+        """More tokens of the text, up to the first call: what is in calls is not said."""
+        choice, first = self._choice, self._scored
+        while self._scored < len(choice.chosen) and (left := len(choice.text) - self._scored_to) > 0:
+            text = choice.chosen[self._scored].text
+            if not choice.text.startswith(text[:left], self._scored_to):
                 break
-            found.append(scored(chosen))
-            at += len(chosen.text)
-        return found
+            self._scored_to += len(text)
+            self._scored += 1
+        return choice.chosen[first : self._scored]
 
     def _call(self, i: int, arguments: str, status: str = "completed") -> dict[str, Any]:
         return {
@@ -146,14 +152,6 @@ class Items:
         events = [] if self._begun else self._begin()
         logprobs = [scored(chosen) for chosen in self._fresh()]
         return [*events, self._of_text("response.output_text.delta", delta=said, logprobs=logprobs)]
-
-    def _fresh(self) -> list[Chosen]:
-        """Tokens that have begun to be said."""
-        choice, first = self._choice, self._scored
-        while self._scored < len(choice.chosen) and self._scored_to < len(choice.text):
-            self._scored_to += len(choice.chosen[self._scored].text)
-            self._scored += 1
-        return choice.chosen[first : self._scored]
 
     def _begin(self) -> list[bytes]:
         self._begun = True
