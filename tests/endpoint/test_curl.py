@@ -47,7 +47,10 @@ def forms(printed: str) -> list[Any]:
 
 def test_there_are_some():
     typed = " ".join(command for command, _ in COMMANDS)
-    assert all(part in typed for part in ("chat/completions", '"stream": true', "/tokenize", "/metrics", "/v1/models"))
+    assert all(
+        part in typed
+        for part in ("chat/completions", "/v1/responses", '"stream": true', "/tokenize", "/metrics", "/v1/models")
+    )
 
 
 @pytest.mark.parametrize(("command", "shown"), COMMANDS, ids=range(len(COMMANDS)))

@@ -108,6 +108,8 @@ def test_parts_of_a_content_are_one_text(url, parrot):
 
 def test_paths_and_methods_that_are_none(url):
     assert httpx.get(f"{url}/v2/nothing").json()["error"]["message"] == "there is nothing at /v2/nothing"
+    answer = httpx.post(f"{url}/v1/completions/", json=BODY)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (404, "there is nothing at /v1/completions/")
     answer = httpx.get(f"{url}/v1/completions")
     assert (answer.status_code, answer.json()["error"]["message"]) == (405, "GET is not for /v1/completions")
 
@@ -156,24 +158,29 @@ FIELDS = [
     "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "n",
     "best_of", "stop", "stream", "stream_options", "logprobs", "top_logprobs", "echo", "seed", "logit_bias", "tools",
     "tool_choice", "response_format", "presence_penalty", "priority", "slo", "session_id", "ignore_eos",
-    "stop_token_ids",
+    "stop_token_ids", "input", "instructions", "max_output_tokens", "text", "include", "metadata",
 ]  # fmt: skip
+SOUND = {
+    "/v1/completions": {"prompt": "abc"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "/v1/responses": {"input": [{"role": "user", "content": "x"}]},
+}
 
 
 def test_no_body_makes_the_server_fail(url):
     """Fields of sound requests, each changed now and then for anything."""
     rng = np.random.default_rng(0)
-    sound = {"model": "parrot", "prompt": "abc", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
     with httpx.Client(timeout=20) as client:
         for i in range(1000):
-            body = dict(sound)
+            path = list(SOUND)[i % len(SOUND)]
+            body = {"model": "parrot", "max_tokens": 5, **SOUND[path]}
             for name in rng.choice(FIELDS, int(rng.integers(1, 4))):
                 body[str(name)] = VALUES[int(rng.integers(len(VALUES)))]
-            path = "/v1/completions" if i % 2 else "/v1/chat/completions"
             answer = client.post(url + path, json=body)
             assert answer.status_code in (200, 400, 404), (body, answer.text)
             if answer.headers["content-type"].startswith("text/event-stream"):
-                assert answer.text.endswith("data: [DONE]\n\n"), body
+                last = answer.text.split("\n\n")[-2]
+                assert last == "data: [DONE]" or last.startswith("event: response.completed\n"), body
             elif answer.status_code != 200:
                 assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 

@@ -279,7 +279,10 @@ def test_unknown_models_and_too_long_prompts(client):
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="parrot", prompt="x" * 1001)
-    assert caught.value.code == "context_length_exceeded"
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="parrot", messages=[{"role": "user", "content": "x" * 1001}])
+    assert caught.value.param == "messages"
 
 
 def test_keys_are_asked_for():

@@ -127,8 +127,8 @@ def test_more_texts_than_may_wait_are_all_answered(client):
     ("changed", "status", "param"),
     [
         ({"input": None}, 400, "input"), ({"input": []}, 400, "input"), ({"input": [[]]}, 400, "input"),
-        ({"input": ""}, 400, "prompt"), ({"input": 3}, 400, "input"), ({"input": ["a"] * 2049}, 400, "input"),
-        ({"input": [300]}, 400, "prompt"), ({"input": "x" * 257}, 400, "prompt"),
+        ({"input": ""}, 400, "input"), ({"input": 3}, 400, "input"), ({"input": ["a"] * 2049}, 400, "input"),
+        ({"input": [300]}, 400, "input"), ({"input": "x" * 257}, 400, "input"),
         ({"dimensions": 32}, 400, "dimensions"),
         ({"encoding_format": "hex"}, 400, "encoding_format"), ({"model": "other"}, 404, None),
         ({"session_id": "broken"}, 500, None),

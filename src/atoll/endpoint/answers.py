@@ -63,14 +63,18 @@ class Choice:
         return sum(values) / max(1, len(values))
 
 
+def choices_of(asked: Asked) -> list[Choice]:
+    """One for each request, before anything has come."""
+    return [Choice(None if asked.tools is None else Calls(asked.tools.forced)) for _ in asked.requests]
+
+
 class Answers:
     """All answers of a call. `echoes`: the prompts' texts, where they are to be said too."""
 
     def __init__(self, asked: Asked, id: str, created: int, echoes: Sequence[str] = ()) -> None:
         self.id = id
         self.asked, self._echoes = asked, echoes
-        forced = asked.tools.forced if asked.tools is not None else False
-        self.choices = [Choice(None if asked.tools is None else Calls(forced)) for _ in asked.requests]
+        self.choices = choices_of(asked)
         kind = "chat.completion" if asked.chat else "text_completion"
         if asked.chat and asked.stream:
             kind += ".chunk"
@@ -82,7 +86,7 @@ class Answers:
             "model": asked.model,
             "system_fingerprint": FINGERPRINT,
         }
-        head = _text(self._head)[:-1]
+        head = on_one_line(self._head)[:-1]
         self._begin = b"data: " + head + b',"choices":[{"index":'
         self._middle = b',"delta":{"content":' if asked.chat else b',"text":'
         self._are_plain = not (asked.logprobs or asked.usage_always or asked.token_ids)
@@ -125,7 +129,7 @@ class Answers:
         if choice.made:
             message["content"] = choice.text or None
             message["tool_calls"] = [self._call(number, i, call) for i, call in enumerate(choice.made)]
-        logprobs = {"content": [_chat_logprob(c) for c in choice.chosen], "refusal": None}
+        logprobs = {"content": [scored(c) for c in choice.chosen], "refusal": None}
         return {
             "index": index,
             "message": message,
@@ -190,19 +194,23 @@ class Answers:
 
     def _plain(self, number: int, said: str) -> bytes:
         """By far the most frequent event: only the text has to be encoded."""
-        return b"%b%d%b%b%b%b" % (self._begin, number, self._middle, _text(said), self._end, self._close)
+        return b"%b%d%b%b%b%b" % (self._begin, number, self._middle, on_one_line(said), self._end, self._close)
 
     def closing(self) -> list[bytes]:
         """What comes when all have ended."""
         events = [DONE]
         if self.asked.usage:
-            events.insert(0, b"data: " + _text({**self._head, "choices": [], "usage": self.usage()}) + b"\n\n")
+            events.insert(0, b"data: " + on_one_line({**self._head, "choices": [], "usage": self.usage()}) + b"\n\n")
         return events
+
+    def failed(self, error: dict[str, Any]) -> bytes:
+        """What comes instead, when it can't go on."""
+        return b"data: " + json.dumps(error).encode() + b"\n\n" + DONE
 
     def _said(self, number: int, said: str, delta: Delta, first: bool) -> bytes:
         choice = self.choices[number]
         if self.asked.chat:
-            logprobs = {"content": [_chat_logprob(c) for c in delta.chosen], "refusal": None}
+            logprobs = {"content": [scored(c) for c in delta.chosen], "refusal": None}
             content: dict[str, Any] = {"delta": {"content": said}}
         else:
             chosen = [*choice.prompt, *delta.chosen] if first and self.asked.echo else delta.chosen
@@ -219,10 +227,10 @@ class Answers:
             event["usage"] = self.usage()
         elif self.asked.usage:
             event["usage"] = None
-        return b"data: " + _text(event) + b"\n\n"
+        return b"data: " + on_one_line(event) + b"\n\n"
 
 
-def _text(value: Any) -> bytes:
+def on_one_line(value: Any) -> bytes:
     """JSON on one line, whoever reads it."""
     data = msgspec.json.encode(value)
     for character, escaped in _BREAKS.items():
@@ -230,12 +238,8 @@ def _text(value: Any) -> bytes:
     return data
 
 
-def failed(error: dict[str, Any]) -> bytes:
-    """A stream that can't go on."""
-    return b"data: " + json.dumps(error).encode() + b"\n\n" + DONE
-
-
-def _chat_logprob(chosen: Chosen) -> dict[str, Any]:
+def scored(chosen: Chosen) -> dict[str, Any]:
+    """A token's log-probability in the manner of chats."""
     top = [{"token": text, "logprob": value, "bytes": list(raw)} for _, text, raw, value in chosen.top]
     return {
         "token": chosen.text,

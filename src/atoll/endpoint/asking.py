@@ -1,7 +1,7 @@
 """Policy: from the body of a call to what an endpoint is asked: one `Request` for each answer that is wanted."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from atoll.endpoint.api import Conversation, Prompt, Request, Sampling, Text, Tokens
@@ -13,8 +13,10 @@ MOST_ANSWERS: Final = 128
 """Of one call, all prompts together."""
 MOST_PROMPTS: Final = 128
 MOST_STOPS: Final = 4
-_MOST_TOKENS: Final = 1 << 30
+MOST_TOKENS: Final = 1 << 30
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
+PARTS: Final = ("text", "input_text", "output_text")
+"""Of a content: a text, however it is called."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Asked:
     """A call. Of each `best_of` requests in a row the answers are to the same prompt, and `n` of them are given.
 
     `usage`: whether a stream ends with it; `usage_always`: whether it says so all along. `token_ids`: whether it tells
-    tokens by number, too.
+    tokens by number, too. `called`: what the body calls a field of a `Request`, where it is another name. `repeated`:
+    what of the body the answer says again.
     """
 
     model: str
@@ -37,6 +40,8 @@ class Asked:
     echo: bool
     logprobs: bool
     tools: Tools | None
+    called: Mapping[str, str]
+    repeated: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,23 @@ def completion(fields: Fields, drawn: Drawn) -> Asked:
     if stream and best_of > n:
         raise fields.wrong("best_of", "can't be had with stream, since the best is known when all are there")
     logprobs, echo = fields.whole("logprobs", 0, 5), fields.flag("echo")
-    max_tokens = fields.whole("max_tokens", 0, _MOST_TOKENS)
+    max_tokens = fields.whole("max_tokens", 0, MOST_TOKENS)
     kind = {
         "max_tokens": 16 if max_tokens is None else max_tokens,
         "logprobs": 0 if logprobs is None and best_of > n else logprobs,
         "prompt_logprobs": echo and logprobs is not None,
-        "grammar": grammar_of(fields),
+        "grammar": grammar_of(fields.object("response_format"), "json_schema"),
+        "token_ids": fields.flag("return_token_ids"),
     }
-    requests = _requests(fields, drawn, asked, best_of, kind)
-    return _asked(fields, requests, n, best_of, chat=False, echo=echo, logprobs=logprobs is not None, tools=None)
+    requests = requests_for(fields, drawn, asked, best_of, kind)
+    return _asked(
+        fields, requests, n, best_of, chat=False, echo=echo, logprobs=logprobs is not None, tools=None, called={}
+    )
 
 
 def chat(fields: Fields, drawn: Drawn) -> Asked:
     """A body of /v1/chat/completions."""
-    tools = tools_of(fields)
+    tools = tools_of(fields, "function")
     shown = tuple(tools.described) if tools is not None else ()
     prompt = Conversation(_messages(fields), shown)
     n = fields.whole("n", 1, MOST_ANSWERS) or 1
@@ -77,13 +85,20 @@ def chat(fields: Fields, drawn: Drawn) -> Asked:
     top = fields.whole("top_logprobs", 0, 20)
     if top is not None and not logprobs:
         raise fields.wrong("top_logprobs", "needs logprobs: true")
-    max_tokens = fields.whole("max_completion_tokens", 1, _MOST_TOKENS)
+    called = {"prompt": "messages", "max_tokens": "max_completion_tokens"}
+    max_tokens = fields.whole("max_completion_tokens", 1, MOST_TOKENS)
     if max_tokens is None:
-        max_tokens = fields.whole("max_tokens", 1, _MOST_TOKENS)
-    grammar = tools.grammar if tools is not None and tools.grammar is not None else grammar_of(fields)
-    kind = {"max_tokens": max_tokens, "logprobs": (top or 0) if logprobs else None, "grammar": grammar}
-    requests = _requests(fields, drawn, [prompt], n, kind)
-    return _asked(fields, requests, n, n, chat=True, echo=False, logprobs=logprobs, tools=tools)
+        max_tokens = fields.whole("max_tokens", 1, MOST_TOKENS)
+        called["max_tokens"] = "max_tokens"
+    grammar = grammar_of(fields.object("response_format"), "json_schema")
+    kind = {
+        "max_tokens": max_tokens,
+        "logprobs": (top or 0) if logprobs else None,
+        "grammar": tools.grammar if tools is not None and tools.forced else grammar,
+        "token_ids": fields.flag("return_token_ids"),
+    }
+    requests = requests_for(fields, drawn, [prompt], n, kind)
+    return _asked(fields, requests, n, n, chat=True, echo=False, logprobs=logprobs, tools=tools, called=called)
 
 
 def text(fields: Fields) -> tuple[str, str]:
@@ -98,7 +113,7 @@ def tokens(fields: Fields) -> tuple[str, tuple[int, ...]]:
 
 def _asked(
     fields: Fields, requests: tuple[Request, ...], n: int, best_of: int, *, chat: bool, echo: bool, logprobs: bool,
-    tools: Tools | None,
+    tools: Tools | None, called: Mapping[str, str],
 ) -> Asked:  # fmt: skip
     options = fields.object("stream_options") or Fields({})
     always = options.flag("continuous_usage_stats")
@@ -115,23 +130,24 @@ def _asked(
         echo=echo,
         logprobs=logprobs,
         tools=tools,
+        called=called,
     )
 
 
-def _requests(
-    fields: Fields, drawn: Drawn, prompts: list[Prompt], each: int, kind: dict[str, Any]
+def requests_for(
+    fields: Fields, drawn: Drawn, prompts: Sequence[Prompt], each: int, kind: Mapping[str, Any]
 ) -> tuple[Request, ...]:
+    """So many for each prompt, with what all paths name alike."""
     if len(prompts) * each > MOST_ANSWERS:
         raise fields.wrong("n", f"asks for {len(prompts) * each} answers in one call; at most {MOST_ANSWERS} are given")
     seed = fields.whole("seed", -(1 << 63), (1 << 63) - 1)
     seed = drawn.seed() if seed is None else seed
     common: dict[str, Any] = {
         **standing(fields),
-        "min_tokens": fields.whole("min_tokens", 0, _MOST_TOKENS) or 0,
+        "min_tokens": fields.whole("min_tokens", 0, MOST_TOKENS) or 0,
         "stop": _stops(fields),
         "stop_tokens": fields.tokens("stop_token_ids"),
         "ignore_end": fields.flag("ignore_eos"),
-        "token_ids": fields.flag("return_token_ids"),
         **kind,
     }
     return tuple(
@@ -219,33 +235,37 @@ def _messages(fields: Fields) -> tuple[dict[str, Any], ...]:
     messages = fields.required("messages")
     if not isinstance(messages, list) or not messages:
         raise fields.wrong("messages", "must be a list of at least one message")
-    return tuple(_message(message, i) for i, message in enumerate(messages))
+    found = []
+    for i, each in enumerate(messages):
+        where = f"messages[{i}]"
+        if not isinstance(each, dict):
+            raise InvalidRequest(where, f"{where} must be an object")
+        found.append({**each, **message(Fields(each, f"{where}."), ROLES)})
+    return tuple(found)
 
 
-def _message(message: Any, i: int) -> dict[str, Any]:
-    """With the parts of its content as one text."""
-    where = f"messages[{i}]"
-    if not isinstance(message, dict):
-        raise InvalidRequest(where, f"{where} must be an object")
-    inside = Fields(message, f"{where}.")
-    role = inside.required("role")
-    if role not in ROLES:
-        raise inside.wrong("role", f"must be one of {', '.join(ROLES)}")
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(_part(part, f"{where}.content[{j}].") for j, part in enumerate(content))
-    elif content is None:
-        if role != "assistant":
-            raise inside.wrong("content", "is missing")
-        content = ""
-    elif not isinstance(content, str):
-        raise inside.wrong("content", "must be a text or a list of parts")
-    return {**message, "role": "system" if role == "developer" else role, "content": content}
+def message(fields: Fields, roles: Sequence[str]) -> dict[str, Any]:
+    """Role and content of one."""
+    role = fields.required("role")
+    if role not in roles:
+        raise fields.wrong("role", f"must be one of {', '.join(roles)}")
+    silent = role == "assistant" and fields.get("content") is None
+    return {"role": "system" if role == "developer" else role, "content": "" if silent else content(fields, "content")}
+
+
+def content(fields: Fields, name: str) -> str:
+    """A text, or a list of its parts."""
+    found = fields.required(name)
+    if isinstance(found, list):
+        return "".join(_part(part, fields.within(f"{name}[{j}].")) for j, part in enumerate(found))
+    if not isinstance(found, str):
+        raise fields.wrong(name, "must be a text or a list of parts")
+    return found
 
 
 def _part(part: Any, where: str) -> str:
     fields = Fields(part if isinstance(part, dict) else {}, where)
-    if fields.get("type") not in ("text", "input_text"):
+    if fields.get("type") not in PARTS:
         raise fields.wrong("type", "must be text: nothing else is understood here")
     text = fields.required("text")
     if not isinstance(text, str):

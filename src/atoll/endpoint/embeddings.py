@@ -19,6 +19,10 @@ TOGETHER: Final = 32
 """Of them that are asked for at once: an engine's queue is for others too."""
 
 
+CALLED: Final = {"prompt": "input"}
+"""What endpoints call a field, and what it is here."""
+
+
 @dataclass
 class Vectors:
     """A call, and its vectors as they come. `dimensions`: as many as they must have."""

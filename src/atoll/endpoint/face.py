@@ -5,7 +5,7 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -18,15 +18,17 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from atoll.endpoint import asking
-from atoll.endpoint.answers import PING, Answers, failed
+from atoll.endpoint.answers import PING, Answers
 from atoll.endpoint.api import Delta, Endpoint, Request, Text, Tokens
 from atoll.endpoint.asking import Asked, Drawn
 from atoll.endpoint.clients import BODY_S, CLOSED, STALL_S, EventStream, Gone, left, read, unless_gone
-from atoll.endpoint.embeddings import TOGETHER, embeddings
+from atoll.endpoint.embeddings import CALLED, TOGETHER, embeddings
 from atoll.endpoint.fields import Fields
+from atoll.endpoint.items import Items
 from atoll.endpoint.metrics import Metrics, Watch
 from atoll.endpoint.openapi import document
 from atoll.endpoint.refusals import described, http_error, in_json, refused, refused_with
+from atoll.endpoint.responses import response
 from atoll.errors import AnswerFailed, Draining, InvalidRequest, NotServed, RequestFailed
 from atoll.model.api import Tokenizer
 from atoll.version import VERSION
@@ -79,6 +81,7 @@ class Face:
             ("GET", "/v1/models/{model:path}", self._model),
             ("POST", "/v1/completions", self._completions),
             ("POST", "/v1/chat/completions", self._chat),
+            ("POST", "/v1/responses", self._responses),
             ("POST", "/v1/embeddings", self._embeddings),
             ("POST", "/tokenize", self._tokenize),
             ("POST", "/detokenize", self._detokenize),
@@ -87,6 +90,7 @@ class Face:
             routes=[Route(path, self._guarded(answer), methods=[method]) for method, path, answer in routes],
             exception_handlers={HTTPException: http_error},
         )
+        self.app.router.redirect_slashes = False
 
     def drain(self) -> None:
         """Take no more requests; those under way go on."""
@@ -196,16 +200,25 @@ class Face:
     # -- answers ------------------------------------------------------------------------------------------------------
 
     async def _completions(self, call: Call) -> Response:
-        return await self._answer(call, asking.completion, "cmpl-")
+        return await self._answer(call, asking.completion, "cmpl-", self._answers)
 
     async def _chat(self, call: Call) -> Response:
-        return await self._answer(call, asking.chat, "chatcmpl-")
+        return await self._answer(call, asking.chat, "chatcmpl-", self._answers)
 
-    async def _answer(self, call: Call, ask: Callable[[Fields, Drawn], Asked], prefix: str) -> Response:
+    async def _responses(self, call: Call) -> Response:
+        return await self._answer(call, response, "resp_", Items)
+
+    async def _answer(
+        self,
+        call: Call,
+        ask: Callable[[Fields, Drawn], Asked],
+        prefix: str,
+        written: Callable[[Asked, str, int], Answers | Items],
+    ) -> Response:
         drawn, fields = await self._begun(call, prefix)
         asked = await asyncio.to_thread(ask, fields, drawn)  # schemas may be large
-        answers = Answers(asked, drawn.id, int(time.time()), self._echoes(asked))
-        stream = self._events(asked.requests, pinged=asked.stream)
+        answers = written(asked, drawn.id, int(time.time()))
+        stream = self._events(asked.requests, asked.called, pinged=asked.stream)
         if asked.stream:
             return await self._streamed(call, stream, answers)
         async with aclosing(stream):
@@ -215,7 +228,7 @@ class Face:
     async def _embeddings(self, call: Call) -> Response:
         drawn, fields = await self._begun(call, "embd-")
         vectors = embeddings(fields, drawn)
-        async with aclosing(self._events(vectors.requests, together=TOGETHER)) as stream:
+        async with aclosing(self._events(vectors.requests, CALLED, together=TOGETHER)) as stream:
             await unless_gone(call, _collected(stream, vectors.take))
         return await asyncio.to_thread(lambda: in_json(vectors.body()))
 
@@ -225,6 +238,9 @@ class Face:
             raise self._ending()
         call.state.id = prefix + secrets.token_hex(12)
         return Drawn(call.state.id, lambda: secrets.randbits(48)), await read(call, self._body_s)
+
+    def _answers(self, asked: Asked, id: str, created: int) -> Answers:
+        return Answers(asked, id, created, self._echoes(asked))
 
     def _echoes(self, asked: Asked) -> list[str]:
         """The prompts' texts, if they are to be said."""
@@ -241,7 +257,7 @@ class Face:
                 echoes.append(tokenizer.decode(request.prompt.tokens))
         return echoes
 
-    async def _streamed(self, call: Call, stream: AsyncGenerator[_Event, None], answers: Answers) -> Response:
+    async def _streamed(self, call: Call, stream: AsyncGenerator[_Event, None], answers: Answers | Items) -> Response:
         """Errors that come before the first token are answered as such, unless that takes too long."""
         try:
             first = await unless_gone(call, _next(stream))
@@ -253,9 +269,15 @@ class Face:
         return EventStream(call, _frames(first, stream, answers), self._stall_s)
 
     async def _events(
-        self, requests: Sequence[Request], *, pinged: bool = False, together: int = asking.MOST_ANSWERS
+        self,
+        requests: Sequence[Request],
+        called: Mapping[str, str],
+        *,
+        pinged: bool = False,
+        together: int = asking.MOST_ANSWERS,
     ) -> AsyncGenerator[_Event, None]:
-        """All that comes of a call's requests, so many at once, as it comes; and now and then _NOTHING, if `pinged`."""
+        """All that comes of a call's requests, so many at once, as it comes; and now and then _NOTHING, if `pinged`.
+        Errors name fields as they are `called` in the body."""
         events: asyncio.Queue[_Event] = asyncio.Queue()
         turn = asyncio.Semaphore(together)
         self.answering += 1
@@ -268,6 +290,8 @@ class Face:
             while left:
                 event = await events.get()
                 left -= event[1] is None and event is not _NOTHING
+                if isinstance(event[1], InvalidRequest):
+                    event[1].field = called.get(event[1].field, event[1].field)
                 yield event
         finally:
             self.answering -= 1
@@ -308,7 +332,9 @@ class Face:
         watch.end(status, finish, time.monotonic())
 
 
-async def _frames(first: _Event, stream: AsyncGenerator[_Event, None], answers: Answers) -> AsyncGenerator[bytes, None]:
+async def _frames(
+    first: _Event, stream: AsyncGenerator[_Event, None], answers: Answers | Items
+) -> AsyncGenerator[bytes, None]:
     """A call's stream as the client reads it."""
     async with aclosing(stream):
         try:
@@ -329,11 +355,11 @@ async def _frames(first: _Event, stream: AsyncGenerator[_Event, None], answers: 
             for frame in answers.closing():
                 yield frame
         except RequestFailed as error:
-            yield failed(described(error)[1])
+            yield answers.failed(described(error)[1])
         except Exception:
             log.exception("the stream %s failed", answers.id)
             ours = AnswerFailed(f"the stream {answers.id} failed; the server's log says why")
-            yield failed(described(ours)[1])
+            yield answers.failed(described(ours)[1])
 
 
 async def _collected(stream: AsyncGenerator[_Event, None], take: Callable[[int, Delta], object]) -> None:

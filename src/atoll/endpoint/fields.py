@@ -60,9 +60,13 @@ class Fields:
         """As it is; None where it isn't there."""
         return self._values.get(name)
 
+    def within(self, name: str) -> str:
+        """What errors call this field."""
+        return f"{self._within}{name}"
+
     def wrong(self, name: str, message: str) -> InvalidRequest:
         """An error about this field."""
-        return InvalidRequest(f"{self._within}{name}", f"{self._within}{name} {message}")
+        return InvalidRequest(self.within(name), f"{self.within(name)} {message}")
 
     def required(self, name: str) -> Any:
         if (value := self.get(name)) is None:
@@ -133,7 +137,7 @@ class Fields:
             return None
         if not isinstance(value, dict):
             raise self.wrong(name, "must be an object")
-        return Fields(value, f"{self._within}{name}.")
+        return Fields(value, self.within(f"{name}."))
 
     def tokens(self, name: str) -> tuple[int, ...]:
         """A list of token ids."""

@@ -21,9 +21,8 @@ class Tools:
     grammar: str | None
 
 
-def grammar_of(fields: Fields) -> str | None:
-    """What `response_format` asks for."""
-    wanted = fields.object("response_format")
+def grammar_of(wanted: Fields | None, within: str = "") -> str | None:
+    """What a form asks for: `response_format`, whose schema is `within` an object, or `text.format`, with it beside."""
     if wanted is None:
         return None
     kind = wanted.get("type")
@@ -33,18 +32,19 @@ def grammar_of(fields: Fields) -> str | None:
         return _checked({"type": "object"}, wanted, "type")
     if kind != "json_schema":
         raise wanted.wrong("type", "must be text, json_object or json_schema")
-    described = wanted.object("json_schema")
+    described = wanted.object(within) if within else wanted
     if described is None:
-        raise wanted.wrong("json_schema", "is missing")
+        raise wanted.wrong(within, "is missing")
     schema = described.object("schema")
     if schema is None:
         raise described.wrong("schema", "is missing")
     return _checked(described.get("schema"), described, "schema")
 
 
-def tools_of(fields: Fields) -> Tools | None:
-    """What `tools` and `tool_choice` ask for; None where no function may be called."""
-    described = [_function(tool, i) for i, tool in enumerate(fields.list("tools"))]
+def tools_of(fields: Fields, within: str = "") -> Tools | None:
+    """What `tools` and `tool_choice` ask for; None where no function may be called. `within`: the object of a tool that
+    names and describes its function, where the tool doesn't itself."""
+    described = [_function(tool, i, within) for i, tool in enumerate(fields.list("tools"))]
     choice = fields.get("tool_choice")
     if not described:
         if choice not in (None, "none", "auto"):
@@ -57,7 +57,7 @@ def tools_of(fields: Fields) -> Tools | None:
         return Tools(tools, False, None)
     if choice != "required":
         wanted = Fields(choice if isinstance(choice, dict) else {}, "tool_choice.")
-        function = wanted.object("function")
+        function = wanted.object(within) if within else wanted
         name = function.get("name") if function is not None else None
         described = [each for each in described if each["name"] == name]
         if not described:
@@ -74,18 +74,17 @@ def tools_of(fields: Fields) -> Tools | None:
     return Tools(tools, True, _checked(calls[0] if len(calls) == 1 else {"anyOf": calls}, fields, "tools"))
 
 
-def _function(tool: Any, i: int) -> dict[str, Any]:
+def _function(tool: Any, i: int, within: str) -> dict[str, Any]:
     fields = Fields(tool if isinstance(tool, dict) else {}, f"tools[{i}].")
     if fields.get("type") != "function":
         raise fields.wrong("type", "must be function")
-    function = fields.object("function")
+    function = fields.object(within) if within else fields
     if function is None:
-        raise fields.wrong("function", "is missing")
+        raise fields.wrong(within, "is missing")
     if not isinstance(function.get("name"), str) or not function.get("name"):
         raise function.wrong("name", "must be a text")
     function.object("parameters")
-    found: dict[str, Any] = fields.get("function")
-    return found
+    return {name: function.get(name) for name in function if name != "type"}
 
 
 def _checked(schema: Any, fields: Fields, name: str) -> str:

@@ -1,87 +1,26 @@
 """Policy: the HTTP face as an OpenAPI 3.1 document. What a body may hold is noted while the code that reads bodies
-reads a small one, so that no list of fields is kept twice; SHAPES adds forms that no single word of `Fields` has."""
+reads a small one, so that no list of fields is kept twice; `shapes` adds forms that no single word of `Fields` has."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from atoll.endpoint import asking
-from atoll.endpoint.asking import MOST_PROMPTS, MOST_STOPS, ROLES, Drawn
-from atoll.endpoint.embeddings import MOST_INPUTS, embeddings
-from atoll.endpoint.fields import LARGEST_TOKEN, Fields
+from atoll.endpoint.asking import Drawn
+from atoll.endpoint.embeddings import embeddings
+from atoll.endpoint.fields import Fields
+from atoll.endpoint.responses import response
+from atoll.endpoint.shapes import NAME, SHAPES, TEXT, TOKENS, Schema, listed, object_of
 from atoll.version import VERSION
 
-Schema = dict[str, Any]
-
-_TEXT: Final[Schema] = {"type": "string"}
 _WHOLE: Final[Schema] = {"type": "integer", "minimum": 0}
-_NAME: Final[Schema] = {"type": "string", "minLength": 1}
-_TOKENS: Final[Schema] = {
-    "type": "array",
-    "items": {"type": "integer", "minimum": 0, "maximum": LARGEST_TOKEN},
-}
-_SOME_TOKENS: Final = _TOKENS | {"minItems": 1}
-
-
-def _object(required: str = "", **properties: Schema) -> Schema:
-    return {"type": "object", "properties": properties, "required": required.split()}
-
-
-def _list(items: Schema, least: int = 0, most: int | None = None) -> Schema:
-    return {"type": "array", "items": items, "minItems": least} | ({} if most is None else {"maxItems": most})
-
-
-_PARTS: Final = _list(_object("type text", type={"enum": ["text", "input_text"]}, text=_TEXT))
-_MESSAGE: Final = _object("role content", role={"enum": list(ROLES)}, content={"anyOf": [_TEXT, _PARTS]})
-_SILENT: Final = _object("role", role={"const": "assistant"}, content={"anyOf": [_TEXT, _PARTS, {"type": "null"}]})
-_FUNCTION: Final = _object(
-    "type function",
-    type={"const": "function"},
-    function=_object("name", name=_NAME, description={}, parameters={"type": ["object", "null"]}),
-)
-
-
-def _prompts(most: int) -> Schema:
-    return {"anyOf": [_TEXT, _SOME_TOKENS, _list(_TEXT, 1, most), _list(_SOME_TOKENS, 1, most)]}
-
-
-SHAPES: Final[Mapping[str, Schema]] = {
-    "prompt": _prompts(MOST_PROMPTS),
-    "input": _prompts(MOST_INPUTS),
-    "encoding_format": {"enum": ["float", "base64", None]},
-    "messages": _list({"anyOf": [_MESSAGE, _SILENT]}, 1),
-    "stop": {"anyOf": [_NAME, _list(_NAME, 0, MOST_STOPS), {"type": "null"}]},
-    "logit_bias": {
-        "type": ["object", "null"],
-        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
-        "additionalProperties": {"type": ["number", "null"], "minimum": -100, "maximum": 100},
-    },
-    "response_format": {
-        "anyOf": [
-            {"type": "null"},
-            _object("type", type={"enum": ["text", "json_object"]}),
-            _object(
-                "type json_schema",
-                type={"const": "json_schema"},
-                json_schema=_object("schema", name={}, schema={"type": "object"}),
-            ),
-        ]
-    },
-    "tools": {"anyOf": [_list(_FUNCTION), {"type": "null"}]},
-    "tool_choice": {
-        "anyOf": [
-            {"enum": ["none", "auto", "required", None]},
-            _object("type function", type={"const": "function"}, function=_object("name", name=_NAME)),
-        ]
-    },
-}
-"""What may be of several forms."""
 
 
 class Noted(Fields):
     """Fields that keep in `schema` what each of them is asked as. `found`: all that a body must have."""
 
-    def __init__(self, found: Mapping[str, Any], within: str = "") -> None:
+    def __init__(self, found: Mapping[str, Any], shapes: Mapping[str, Schema], within: str = "") -> None:
         super().__init__(found, within)
+        self._shapes = shapes
         self.schema: Schema = {"type": "object", "properties": {}}
 
     def _note(self, name: str, schema: Schema) -> None:
@@ -89,7 +28,7 @@ class Noted(Fields):
         self.schema["properties"].setdefault(name, schema)
 
     def get(self, name: str) -> Any:
-        self._note(name, SHAPES.get(name, {}))
+        self._note(name, self._shapes.get(name, {}))
         return super().get(name)
 
     def required(self, name: str) -> Any:
@@ -99,15 +38,15 @@ class Noted(Fields):
         return super().required(name)
 
     def required_text(self, name: str) -> str:
-        self._note(name, _TEXT)
+        self._note(name, TEXT)
         return super().required_text(name)
 
     def text(self, name: str, default: str = "") -> str:
-        self._note(name, SHAPES.get(name, {"type": ["string", "null"]}))
+        self._note(name, self._shapes.get(name, {"type": ["string", "null"]}))
         return super().text(name, default)
 
     def flag(self, name: str, default: bool = False) -> bool:
-        self._note(name, {"type": ["boolean", "null"], "default": default})
+        self._note(name, self._shapes.get(name, {"type": ["boolean", "null"], "default": default}))
         return super().flag(name, default)
 
     def whole(self, name: str, least: int, most: int) -> int | None:
@@ -124,19 +63,19 @@ class Noted(Fields):
         return super().share(name, default)
 
     def list(self, name: str) -> list[Any]:
-        self._note(name, SHAPES.get(name, {"type": ["array", "null"]}))
+        self._note(name, self._shapes.get(name, {"type": ["array", "null"]}))
         return super().list(name)
 
     def tokens(self, name: str) -> tuple[int, ...]:
-        self._note(name, _TOKENS | {"type": ["array", "null"]})
+        self._note(name, TOKENS | {"type": ["array", "null"]})
         return super().tokens(name)
 
     def object(self, name: str) -> Fields | None:
         """With what is asked of it in turn."""
-        if name in SHAPES:
-            self._note(name, SHAPES[name])
+        if name in self._shapes:
+            self._note(name, self._shapes[name])
             return super().object(name)
-        inside = Noted({}, f"{name}.")
+        inside = Noted({}, self._shapes, f"{name}.")
         inside.schema["type"] = ["object", "null"]
         self._note(name, inside.schema)
         return inside
@@ -151,13 +90,14 @@ def bodies() -> dict[str, Schema]:
             lambda fields: asking.chat(fields, drawn),
             {"model": "m", "messages": [{"role": "user", "content": "x"}]},
         ),
+        "/v1/responses": (lambda fields: response(fields, drawn), {"model": "m", "input": "x"}),
         "/v1/embeddings": (lambda fields: embeddings(fields, drawn), {"model": "m", "input": "x"}),
         "/tokenize": (asking.text, {"prompt": "x"}),
         "/detokenize": (asking.tokens, {}),
     }
     found = {}
     for path, (reads, sound) in read.items():
-        noted = Noted(sound)
+        noted = Noted(sound, SHAPES[path])
         reads(noted)
         found[path] = noted.schema
     return found
@@ -165,69 +105,125 @@ def bodies() -> dict[str, Schema]:
 
 # -- what is answered --------------------------------------------------------------------------------------------------
 
-_USAGE: Final = _object(
+_USAGE: Final = object_of(
     "prompt_tokens completion_tokens total_tokens",
     prompt_tokens=_WHOLE,
     completion_tokens=_WHOLE,
     total_tokens=_WHOLE,
-    prompt_tokens_details=_object("cached_tokens", cached_tokens=_WHOLE),
+    prompt_tokens_details=object_of("cached_tokens", cached_tokens=_WHOLE),
 )
 _FINISH: Final[Schema] = {"enum": ["stop", "length", "tool_calls", "aborted", "deadline", "error"]}
 _MAYBE: Final[Schema] = {"type": ["object", "null"]}
+_STATUS: Final[Schema] = {"enum": ["completed", "incomplete"]}
 
 
 def _answer(kind: str, **of_choice: Schema) -> Schema:
-    choice = _object(
+    choice = object_of(
         f"index finish_reason {' '.join(of_choice)}",
         index=_WHOLE,
         finish_reason=_FINISH,
         logprobs=_MAYBE,
         **of_choice,
     )
-    return _object(
+    return object_of(
         "id object created model choices usage",
-        id=_TEXT,
+        id=TEXT,
         object={"const": kind},
         created=_WHOLE,
-        model=_TEXT,
-        system_fingerprint=_TEXT,
-        choices=_list(choice, 1),
+        model=TEXT,
+        system_fingerprint=TEXT,
+        choices=listed(choice, 1),
         usage=_USAGE,
     )
 
 
-_CARD: Final = _object(
+_CARD: Final = object_of(
     "id object created owned_by max_model_len",
-    id=_TEXT,
+    id=TEXT,
     object={"const": "model"},
     created=_WHOLE,
-    owned_by=_TEXT,
+    owned_by=TEXT,
     max_model_len=_WHOLE,
     chat={"type": "boolean"},
 )
-_SAID: Final = _object(
-    "role content", role={"const": "assistant"}, content={"type": ["string", "null"]}, tool_calls=_list(_MAYBE)
+_SAID: Final = object_of(
+    "role content", role={"const": "assistant"}, content={"type": ["string", "null"]}, tool_calls=listed(_MAYBE)
+)
+_ITEMS: Final[Schema] = {
+    "anyOf": [
+        object_of(
+            "id type status role content",
+            id=TEXT,
+            type={"const": "message"},
+            status=_STATUS,
+            role={"const": "assistant"},
+            content=listed(
+                object_of(
+                    "type text annotations logprobs",
+                    type={"const": "output_text"},
+                    text=TEXT,
+                    annotations=listed(_MAYBE),
+                    logprobs=listed(_MAYBE),
+                ),
+                1,
+            ),
+        ),
+        object_of(
+            "id type status call_id name arguments",
+            id=TEXT,
+            type={"const": "function_call"},
+            status=_STATUS,
+            call_id=TEXT,
+            name=TEXT,
+            arguments=TEXT,
+        ),
+    ]
+}
+_RESPONSE: Final = object_of(
+    "id object created_at status model output usage error incomplete_details instructions metadata tools tool_choice",
+    id=TEXT,
+    object={"const": "response"},
+    created_at=_WHOLE,
+    status=_STATUS,
+    model=TEXT,
+    output=listed(_ITEMS, 1),
+    error={"type": "null"},
+    incomplete_details=_MAYBE,
+    instructions={"type": ["string", "null"]},
+    metadata={"type": "object"},
+    tools=listed(_MAYBE),
+    tool_choice={"type": ["string", "object"]},
+    usage=object_of(
+        "input_tokens output_tokens total_tokens input_tokens_details output_tokens_details",
+        input_tokens=_WHOLE,
+        input_tokens_details=object_of("cached_tokens", cached_tokens=_WHOLE),
+        output_tokens=_WHOLE,
+        output_tokens_details=object_of("reasoning_tokens", reasoning_tokens=_WHOLE),
+        total_tokens=_WHOLE,
+    ),
 )
 _ANSWERS: Final[Mapping[str, Schema]] = {
-    "/v1/completions": _answer("text_completion", text=_TEXT),
+    "/v1/completions": _answer("text_completion", text=TEXT),
     "/v1/chat/completions": _answer("chat.completion", message=_SAID),
-    "/v1/embeddings": _object(
+    "/v1/responses": _RESPONSE,
+    "/v1/embeddings": object_of(
         "object data model usage",
         object={"const": "list"},
-        data=_list(_object("index embedding", index=_WHOLE, embedding={"type": ["array", "string"]})),
-        model=_TEXT,
-        usage=_object("prompt_tokens total_tokens", prompt_tokens=_WHOLE, total_tokens=_WHOLE),
+        data=listed(object_of("index embedding", index=_WHOLE, embedding={"type": ["array", "string"]})),
+        model=TEXT,
+        usage=object_of("prompt_tokens total_tokens", prompt_tokens=_WHOLE, total_tokens=_WHOLE),
     ),
-    "/tokenize": _object("tokens count", tokens=_TOKENS, count=_WHOLE),
-    "/detokenize": _object("prompt", prompt=_TEXT),
-    "/v1/models": _object("object data", object={"const": "list"}, data=_list(_CARD)),
+    "/tokenize": object_of("tokens count", tokens=TOKENS, count=_WHOLE),
+    "/detokenize": object_of("prompt", prompt=TEXT),
+    "/v1/models": object_of("object data", object={"const": "list"}, data=listed(_CARD)),
     "/v1/models/{model}": _CARD,
-    "/health": _object("status", status={"const": "ok"}),
-    "/version": _object("version", version=_TEXT),
+    "/health": object_of("status", status={"const": "ok"}),
+    "/version": object_of("version", version=TEXT),
 }
 _SUMMARIES: Final[Mapping[str, str]] = {
     "/v1/completions": "Go on with a text, or with several",
     "/v1/chat/completions": "Answer a conversation",
+    "/v1/responses": "Answer a conversation, as current clients ask",
     "/v1/embeddings": "Texts as vectors",
     "/tokenize": "A text as tokens",
     "/detokenize": "Tokens as a text",
@@ -239,12 +235,12 @@ _SUMMARIES: Final[Mapping[str, str]] = {
 }
 _OPEN: Final = ("/health", "/version", "/metrics")
 _MAYBE_TEXT: Final[Schema] = {"type": ["string", "null"]}
-_ERROR: Final = _object(
+_ERROR: Final = object_of(
     "error",
-    error=_object("message type param code", message=_TEXT, type=_TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT),
+    error=object_of("message type param code", message=TEXT, type=TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT),
 )
-_EVENT: Final = _object("data", data=_TEXT | {"contentMediaType": "application/json"})
-"""Of a stream; the last one's data is [DONE]."""
+_EVENT: Final = object_of("data", data=TEXT | {"contentMediaType": "application/json"})
+"""Of a stream. The last one's data is [DONE], but where events have types."""
 
 
 def document() -> Schema:
@@ -263,7 +259,7 @@ def document() -> Schema:
 
 def _operation(path: str, body: Schema | None) -> Schema:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    content: Schema = {"text/plain": {"schema": _TEXT}}
+    content: Schema = {"text/plain": {"schema": TEXT}}
     if path in _ANSWERS:
         content = {"application/json": {"schema": _ANSWERS[path]}}
     if body is not None and "stream" in body["properties"]:
@@ -281,8 +277,8 @@ def _operation(path: str, body: Schema | None) -> Schema:
     if body is not None:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     if "{model}" in path:
-        found["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _NAME}]
+        found["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": NAME}]
     if path == "/health":
-        waiting = {"application/json": {"schema": _object("status", status={"enum": ["loading", "draining"]})}}
+        waiting = {"application/json": {"schema": object_of("status", status={"enum": ["loading", "draining"]})}}
         found["responses"]["503"] = {"description": "Loading or ending", "content": waiting}
     return found
