@@ -28,8 +28,8 @@ class Health:
         self._failures, self.until_s = 0, -math.inf
 
     def failed(self, now_s: float) -> None:
-        """It is not there any more. All requests with it say so, and count as one."""
-        if not self._failures:
+        """It is not there any more. All requests with it may say so; who is left alone already has failed once."""
+        if now_s >= self.until_s:
             self._fail(now_s)
 
     def _fail(self, now_s: float) -> None:
