@@ -105,6 +105,8 @@ class VirtualEngine:
         self._restarts, self._started_s = Restarts(), loop.now_s
         self._return: int | None = None
         """The event by which it will be ready again."""
+        self._cold_ns = 0
+        """How much longer the next step takes."""
 
     @property
     def load(self) -> int:
@@ -138,9 +140,10 @@ class VirtualEngine:
             self._unwanted.append(str(number))
             self._cut()
 
-    def crash(self, restart_s: float) -> None:
+    def crash(self, ready_s: float, cold_s: float = 0.0) -> None:
         """Its process dies with all that is in it: nothing of that is answered, and what it kept is lost. After a wait
-        (`Restarts`) it is started again, which takes `restart_s`; until then it refuses what comes."""
+        (`Restarts`) it is started again, which takes `ready_s`; until then it refuses what comes. The first step then
+        takes `cold_s` longer."""
         turn = self._turn
         if turn is not None:
             self._count(turn, bisect_right(turn.ends_ns, self.loop.now_ns))
@@ -154,7 +157,7 @@ class VirtualEngine:
         self.scheduler = Scheduler(KvPool(self.scheduler.pool.pages, PAGE_TOKENS), self.limits)
         wait_s = self._restarts.wait_s(self.loop.now_s - self._started_s)
         self._started_s = self.loop.now_s + wait_s
-        self._return = self.loop.post(round((wait_s + restart_s) * _NS), self._returned)
+        self._return = self.loop.post(round((wait_s + ready_s) * _NS), self._returned, cold_s)
         for asked in lost:
             self._tell(asked, "aborted", 0)
 
@@ -186,7 +189,8 @@ class VirtualEngine:
             asked = self._asked
             left = [asked[run.sequence.id].demand.output_tokens - run.sequence.answered for run in step.runs]
             n = self.scheduler.steady(step, min(left))
-        ends = [now_ns + self._takes_ns(op)]
+        ends = [now_ns + self._cold_ns + self._takes_ns(op)]
+        self._cold_ns = 0
         for i in range(1, n):
             more = Op(op.kind, batch=op.batch, context_tokens=op.context_tokens + i * op.batch)
             ends.append(ends[-1] + self._takes_ns(more))
@@ -249,8 +253,8 @@ class VirtualEngine:
             self.scheduler.advance(run, (_WORD,))
         return is_last
 
-    def _returned(self) -> None:
-        self.ready, self._return = True, None
+    def _returned(self, cold_s: float) -> None:
+        self.ready, self._return, self._cold_ns = True, None, round(cold_s * _NS)
 
     def _tell(self, asked: _Asked, end: End, tokens: int) -> None:
         number = asked.demand.arrival.number
