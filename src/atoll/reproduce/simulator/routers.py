@@ -104,7 +104,7 @@ def ranking(
     right = sum(before(pair, virtual) for pair in pairs)
     return Line(
         "8r",
-        f"two engines: real and simulated routers rank alike by mean TTFT, {ROUNDS} rounds of {rate_per_s:.2f} requests/s",
+        f"two engines: real and simulated routers rank alike by mean TTFT, {ROUNDS} rounds, {rate_per_s:.2f} requests/s",
         "the same order wherever all real rounds agree on it",
         f"{right} of {len(pairs)} pairs that really differ; real {ranked(real)}; simulated {ranked(virtual)}",
         judged(bool(pairs) and right == len(pairs)),
