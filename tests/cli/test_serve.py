@@ -1,5 +1,6 @@
 """`atoll serve` and `atoll chat` as people use them: one line for what is wrong, answers until told to end."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -19,10 +20,13 @@ import psutil
 import pytest
 
 from atoll.cli.main import run
-from atoll.cli.serve import nbytes
+from atoll.cli.serve import ServeSettings, nbytes
+from atoll.cli.serve_behind import behind
+from atoll.endpoint.api import Request, Text
 from atoll.errors import InvalidConfig
 from atoll.model.saved import save_model
 from atoll.model.tokenizer import ByteTokenizer
+from tests.endpoint.scripted import Scripted, served
 from tests.model import gguf_files
 from tests.serve.bytes_model import model
 
@@ -83,12 +87,12 @@ def ask(url: str, **changed: Any) -> httpx.Response:
     return httpx.post(f"{url}/v1/completions", json=body, timeout=60)
 
 
-def ended(process: "subprocess.Popen[str]") -> tuple[int, list[str]]:
+def ended(process: "subprocess.Popen[str]", warned: str = "") -> tuple[int, list[str]]:
     """Its exit code and the last things it said; its engine is gone too."""
     engines = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert err == ""
+    assert err == warned
     _, alive = psutil.wait_procs(engines, timeout=10)
     assert not alive
     return process.returncode, [json.loads(line)["event"] for line in out.splitlines()]
@@ -169,6 +173,42 @@ def test_a_server_before_a_server(home):
         assert ended(process) == (0, ["ended"])
 
 
+def test_several_servers_are_one_address_and_one_that_is_not_there_is_gone_round():
+    """As `atoll serve` puts them together, without its process."""
+
+    async def answered(*urls: str) -> tuple[str, list[str]]:
+        async with behind(ServeSettings(upstream=urls, balance="turns")) as (endpoint, begin):
+            about = await begin()
+            request = Request(id="a", model="parrot", prompt=Text("hi"))
+            said = ["".join([delta.text async for delta in endpoint.generate(request)]) for _ in range(4)]
+            return about, said
+
+    first, second = Scripted(lambda request: "first"), Scripted(lambda request: "second")
+    with served(first) as (one, _), served(second) as (other, _):
+        about, said = asyncio.run(answered("http://127.0.0.1:9", one, other))
+    assert said == ["first", "second"] * 2
+    assert "not there yet: http://127.0.0.1:9 can't be reached" in about
+
+
+@pytest.mark.slow
+def test_of_two_engines_one_may_die(home):
+    with serving(home, "runs/first", "--kernel", "torch", "--engines", "2", "--threads", "2") as (url, process):
+        whole = ask(url).json()["choices"][0]["text"]
+        killed = psutil.Process(process.pid).children()[0]
+        killed.kill()
+        killed.wait(10)
+        assert [ask(url).json()["choices"][0]["text"] for _ in range(4)] == [whole] * 4
+        deadline = time.monotonic() + 60
+        while 'state="starting"' in httpx.get(f"{url}/metrics").text:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        told = httpx.get(f"{url}/metrics").text
+        assert 'atoll_instances{model="runs/first",role="mixed",state="ready"} 2.0' in told
+        assert 'atoll_engine_restarts_total{engine="0",model="runs/first",role="mixed"} 1.0' in told
+        warned = "engine runs/first ended (it ended without a word); it is started again\n"
+        assert ended(process, warned) == (0, ["ended"])
+
+
 @pytest.mark.slow
 def test_keys_and_a_dead_engine(home, tmp_path):
     keys = tmp_path / "keys"
@@ -229,6 +269,11 @@ def test_a_conversation_in_a_pipe(home):
         (["serve", "runs/first", "--max-batch", "0"], 2, "--max-batch must be from 1"),
         (["serve", "runs/first", "--api-key-file", "none"], 1, "none: can't be read"),
         (["serve", "--upstream", "http://127.0.0.1:9"], 1, "http://127.0.0.1:9 can't be reached"),
+        (["serve", *(f"--upstream=http://127.0.0.1:{port}" for port in (9, 10))], 1, "can't be reached"),
+        (["serve", "--upstream", "http://h:1", "--upstream", "http://h:1/v1"], 2, "one address is there twice"),
+        (["serve", "--upstream", "http://h:1", "--engines", "2"], 2, "give one of the two"),
+        (["serve", "runs/first", "--engines", "2", "--record", "new"], 2, "--record is of one engine"),
+        (["serve", "runs/first", "--engines", "0"], 2, "--engines must be from 1"),
         (["chat", "--url", "http://127.0.0.1:9"], 1, "`atoll serve` starts one"),
     ],
 )

@@ -201,6 +201,8 @@ STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
         (STREAM + b"data: {\"choices\":[{\"text\":\"a\"}]}\n\n", EngineLost),
         (STREAM + b"data: {\"choices\":[3]}\n\n", RequestFailed),
         (b"HTTP/1.1 500 Oh\r\nContent-Length: 3\r\n\r\nno!", RequestFailed),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>", EngineLost),
+        (STREAM + b'data: {"error":{"message":"it died","code":"engine_lost"}}\n\n', EngineLost),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n", EngineLost),
         (b"nonsense\r\n\r\n", EngineLost),
         (b"", EngineLost),

@@ -5,6 +5,8 @@ import pytest
 
 from atoll.cost import Op
 from atoll.endpoint.api import Request, Sampling, Tokens
+from atoll.route.balance import Fewest
+from atoll.route.dispatch import Dispatch
 from atoll.runtime.api import settle
 from atoll.serve.engine import Engine
 from atoll.serve.scheduler import Limits
@@ -17,6 +19,10 @@ from tests.serve.bytes_model import Bytes
 from tests.serve.page_model import VOCAB, PageModel
 
 ROOMY = Limits()
+
+
+def fewest(n: int) -> Dispatch:
+    return Dispatch([str(i) for i in range(n)], Fewest())
 
 
 class Prices:
@@ -61,6 +67,40 @@ def test_leaps_change_nothing(seed):
     assert leaping[0] == one_by_one[0]
     assert leaping[1] == one_by_one[1]
     assert leaping[2] <= one_by_one[2]
+
+
+def crashed(some: list[Demand], at_s: list[float], *, leaps: bool) -> tuple[list[Logged], list[Outcome], int]:
+    loop, log, ended = Loop(), list[Logged](), list[Outcome]()
+    engine = VirtualEngine(loop, Prices(), 40, Limits(batch=4, waiting=9), ended.append, log=log, leaps=leaps)
+    for demand in some:
+        loop.post(round(demand.arrival.at_s * 1e9), engine.ask, demand, demand.arrival.at_s)
+    for at in at_s:
+        loop.post(round(at * 1e9), engine.crash, 0.05)
+    loop.run()
+    assert engine.load == 0
+    assert engine.ready
+    assert engine.scheduler.pool.free == 40
+    return log, ended, engine.steps
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_leaps_change_nothing_where_an_engine_crashes(seed):
+    rng = np.random.default_rng(seed)
+    some = demands(seed, 40, gap_s=0.06)
+    at_s = sorted(rng.uniform(0, 2.5, 3).tolist())
+    assert crashed(some, at_s, leaps=True) == crashed(some, at_s, leaps=False)
+
+
+def test_a_crash_ends_all_and_refuses_what_comes_until_it_is_back():
+    """The wait before it is started again is the real one: a second for an engine that died young, a tenth for one that
+    didn't."""
+    some = [Demand(Arrival(i, at, 20, f"{i}"), 30) for i, at in enumerate((1.0, 1.01, 1.5, 2.04, 2.06, 40.0, 40.2))]
+    _, ended, _ = crashed(some, [1.02, 40.01], leaps=True)
+    ends = [outcome.end for outcome in sorted(ended, key=lambda outcome: outcome.number)]
+    assert ends == ["aborted", "aborted", "refused", "refused", "refused", "aborted", "answered"]
+    first, second = ended[:2]
+    assert (first.last_s, second.last_s) == (1.02, 1.02)
+    assert first.first_s == pytest.approx(1.0 + Prices().seconds(Op("engine_step", prefill_tokens=20)))
 
 
 class Charged:
@@ -152,7 +192,7 @@ def test_what_never_fits_or_comes_when_too_many_wait_is_refused():
 def driven(some: list[Demand], pages: int = 60, engines: int = 1, limits: Limits = ROOMY, **options: object):
     loop, told = Loop(), list[Outcome]()
     made = [VirtualEngine(loop, Prices(), pages, limits) for _ in range(engines)]
-    drive = VirtualDrive(made, Replay(some), lambda arrival, outcome: told.append(outcome), **options)
+    drive = VirtualDrive(made, fewest(engines), Replay(some), lambda arrival, outcome: told.append(outcome), **options)
     pacer = drive.run()
     return made, sorted(told, key=lambda outcome: outcome.number), pacer, drive
 
@@ -178,6 +218,24 @@ def test_a_drive_asks_the_engine_with_the_fewest():
     assert len({engine.steps for engine in engines}) == 1
 
 
+def test_an_engine_that_crashes_is_gone_round_by_those_who_have_heard_nothing():
+    loop, told = Loop(), list[Outcome]()
+    limits = Limits(batch=1)
+    engines = [VirtualEngine(loop, Prices(), 60, limits) for _ in range(2)]
+    some = [Demand(Arrival(i, 0.0, 20, f"{i}"), 50) for i in range(4)]
+    loop.post(20_000_000, engines[0].crash, 0.5)
+    VirtualDrive(engines, fewest(2), Replay(some), lambda arrival, outcome: told.append(outcome)).run()
+    by_number = sorted(told, key=lambda outcome: outcome.number)
+    assert [outcome.end for outcome in by_number] == ["aborted", "answered", "answered", "answered"]
+    assert by_number[3].first_s < by_number[2].first_s, "who came late from the other engine is last"
+    loop = Loop()
+    told.clear()
+    alone = [VirtualEngine(loop, Prices(), 60, limits)]
+    loop.post(20_000_000, alone[0].crash, 0.5)
+    VirtualDrive(alone, fewest(1), Replay(some), lambda arrival, outcome: told.append(outcome)).run()
+    assert [outcome.end for outcome in told] == ["aborted"] * 4, "there is nobody else"
+
+
 def test_who_waits_too_long_gives_up_and_frees_the_engine():
     limits = Limits(batch=2)
     some = [Demand(Arrival(i, 0.0, 30, f"{i}"), 800) for i in range(2)] + [Demand(Arrival(2, 0.0, 30, "2"), 5)]
@@ -201,7 +259,9 @@ def test_what_is_longer_than_a_model_has_room_for_is_cut():
 def test_a_closed_loop_asks_again_when_it_has_its_answer():
     loop = ClosedLoop(3, 0.5, Empirical([20]), Empirical([4]), seed=1)
     made, told = VirtualEngine(Loop(), Prices(), 60, Limits()), list[Outcome]()
-    pacer = VirtualDrive([made], loop, lambda arrival, outcome: told.append(outcome), until_s=20.0, answer_s=0.1).run()
+    pacer = VirtualDrive(
+        [made], fewest(1), loop, lambda arrival, outcome: told.append(outcome), until_s=20.0, answer_s=0.1
+    ).run()
     assert pacer.sent == len(told) > 60
     assert pacer.lateness_s.max() < 1e-8
     by_number = sorted(told, key=lambda outcome: outcome.number)

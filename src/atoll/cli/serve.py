@@ -6,19 +6,19 @@ import os
 import re
 import signal
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
-from atoll.cli.keys import read_key, read_keys
+from atoll.cli.keys import read_keys
 from atoll.cli.output import say
 from atoll.config import parse
-from atoll.endpoint.api import Endpoint
 from atoll.errors import InvalidConfig, Unavailable
+from atoll.route.balance import Name
 
 DRAIN_S: Final = 30.0
 """For which answers under way may go on after SIGTERM."""
@@ -32,7 +32,7 @@ class ServeSettings:
     """Serve a model to any client that speaks OpenAI's API; a page to try it is at / in a browser.
 
     MODEL is one that `atoll model list` knows, a GGUF file, a model folder, or a run: `atoll serve runs/last` serves
-    what `atoll train` has just trained. With --upstream requests go on to a server elsewhere instead.
+    what `atoll train` has just trained. With --upstream requests go on to a server elsewhere instead, or to several.
     """
 
     model: Positional[str] = "smollm2"
@@ -50,11 +50,16 @@ class ServeSettings:
     max_waiting: int = 256
     """How many may wait; more are told to come back (429)."""
     kv_memory: str = "2GiB"
-    """Memory for keys and values of texts being read and written, and of beginnings seen before."""
+    """Memory for keys and values of texts being read and written, and of beginnings seen before, in all engines."""
+    engines: int = 1
+    """How many engines of the model, each a process of its own, behind this address."""
+    balance: Name = "fewest"
+    """Which of several engines or servers is asked. fewest: the one with the fewest requests. turns: one after the
+    other. prefix: for prompts that begin alike the same one, while it isn't too busy."""
     kernel: Literal["exact", "fast", "torch"] = "exact"
     """exact: float32 sums over packed weights. fast: activations in 8 bits. torch: PyTorch, unpacked."""
     threads: int | None = None
-    """How many compute. Default: one a core."""
+    """How many compute, in all engines. Default: one a core."""
     chunk: int = 64
     """Tokens of a step: long prompts are read in pieces, so that answers under way go on. 0: prompts are read whole."""
     guess: int = 0
@@ -62,10 +67,11 @@ class ServeSettings:
     repeat."""
     preemption: Literal["recompute", "swap"] = "recompute"
     """What becomes of an answer that must step back for lack of memory: computed again, or put aside in RAM."""
-    upstream: str | None = None
-    """The address of a server to forward to, for example http://127.0.0.1:8001."""
+    upstream: UseAppendAction[tuple[str, ...]] = ()
+    """The address of a server to forward to, for example http://127.0.0.1:8001. May be given several times: one that
+    fails is gone round."""
     upstream_key_file: Path | None = None
-    """The key it asks for."""
+    """The key that it asks for, or all of them."""
     metrics: str | None = None
     """HOST:PORT on which /metrics is then found, and nowhere else: so that the API's port can be for everybody."""
     metrics_compat: Literal["none", "vllm"] = "none"
@@ -80,6 +86,7 @@ class ServeSettings:
             ("--port", self.port, 0, 65535),
             ("--max-batch", self.max_batch, 1, 4096),
             ("--max-waiting", self.max_waiting, 1, 1 << 20),
+            ("--engines", self.engines, 1, 256),
             ("--chunk", self.chunk, 0, 1 << 20),
             ("--guess", self.guess, 0, 16),
             ("--threads", 1 if self.threads is None else self.threads, 1, 1024),
@@ -89,6 +96,10 @@ class ServeSettings:
         nbytes(self.kv_memory)
         if self.metrics is not None:
             address(self.metrics)
+        if self.engines > 1 and self.upstream:
+            raise InvalidConfig("--engines are started here, --upstream are there already: give one of the two")
+        if self.engines > 1 and self.record is not None:
+            raise InvalidConfig("--record is of one engine; leave --engines out")
 
 
 def nbytes(text: str) -> int:
@@ -129,11 +140,12 @@ async def _serve(
 ) -> None:
     """`apart`: where metrics are asked for, if not with the rest."""
     uvicorn = _uvicorn()
+    from atoll.cli.serve_behind import behind
     from atoll.endpoint.face import Face
 
     url = _url(listener)
-    _tell(settings, "starting", f"starting {settings.upstream or settings.model}", url=url)
-    async with _endpoint(settings) as (endpoint, begin), AsyncExitStack() as ending:
+    _tell(settings, "starting", f"starting {', '.join(settings.upstream) or settings.model}", url=url)
+    async with behind(settings) as (endpoint, begin), AsyncExitStack() as ending:
         face = Face(endpoint, keys=keys, vllm_names=settings.metrics_compat == "vllm", metrics_here=apart is None)
         serving = [await ending.enter_async_context(_serving(_server(uvicorn, face.app), listener))]
         if apart is not None:
@@ -169,56 +181,6 @@ async def _serving(server: Any, listener: socket.socket) -> AsyncGenerator["asyn
     finally:
         server.should_exit = True
         await task
-
-
-@asynccontextmanager
-async def _endpoint(settings: ServeSettings) -> AsyncGenerator[tuple[Endpoint, Callable[[], Awaitable[str]]], None]:
-    """What answers, and how to begin, which gives what it is in words."""
-    if settings.upstream is not None:
-        from atoll.endpoint.upstream import Upstream
-
-        key = None if settings.upstream_key_file is None else read_key(settings.upstream_key_file)
-        upstream = Upstream(settings.upstream, key=key)
-
-        async def look() -> str:
-            await upstream.start()
-            return f"at {upstream.url}"
-
-        try:
-            yield upstream, look
-        finally:
-            await upstream.close()
-        return
-    from atoll.model.loading import load
-    from atoll.model.paged import pages_in
-    from atoll.model.store import find
-    from atoll.serve.instance import Instance
-    from atoll.serve.messages import Setup
-
-    path = find(settings.model)
-    loaded = load(path)
-    setup = Setup(
-        path=str(path.resolve()),
-        pages=pages_in(nbytes(settings.kv_memory), loaded.weights.config, settings.max_batch),
-        kernel=settings.kernel,
-        threads=settings.threads or os.cpu_count() or 1,
-        batch=settings.max_batch,
-        step_tokens=settings.chunk or None,
-        waiting=settings.max_waiting,
-        preemption=settings.preemption,
-        guesses=settings.guess,
-        record="" if settings.record is None else str(settings.record.resolve()),
-    )
-    instance = Instance(settings.name or settings.model, loaded, setup)
-
-    async def load_it() -> str:
-        await instance.start()
-        return instance.kernel
-
-    try:
-        yield instance, load_it
-    finally:
-        await instance.close()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Final, Literal
 from tyro.conf import Positional
 
 from atoll.errors import InvalidConfig
+from atoll.route.balance import Name
 from atoll.workload.api import Targets
 from atoll.workload.fit.arrivals import Method
 from atoll.workload.fit.model import ArrivalsLaw, LengthsLaw
@@ -131,7 +132,9 @@ class RunSettings:
     """Of virtual engines, what their steps take: a file of `atoll sim calibrate --engine`, or the name of published
     ones: opt-13b-a100, opt-13b-a100-tp2, opt-13b-a100-tp4."""
     engines: int = 1
-    """How many virtual engines; each request goes to the one with the fewest."""
+    """How many virtual engines."""
+    balance: Name = "fewest"
+    """Which of them gets a request, as of `atoll serve`."""
     max_batch: int = 16
     """Of a virtual engine, as of `atoll serve`: answers that are computed at once."""
     max_waiting: int = 256

@@ -11,6 +11,8 @@ from atoll.cost import Op, StepCost
 from atoll.errors import InvalidConfig, InvalidData
 from atoll.reproduce.calibration.api import Calibration
 from atoll.reproduce.calibration.engines import PUBLISHED, EngineCosts
+from atoll.route.balance import BALANCES
+from atoll.route.dispatch import Dispatch
 from atoll.serve.scheduler import Limits
 from atoll.serve.virtual import VirtualDrive, VirtualEngine
 from atoll.sim.loop import Loop
@@ -25,6 +27,7 @@ def simulate(settings: RunSettings, workload: Workload, heard: Heard) -> Ended:
     progress = _Progress(loop, heard, settings.seconds)
     drive = VirtualDrive(
         [VirtualEngine(loop, cost, costs.pages, limits) for _ in range(settings.engines)],
+        Dispatch([str(number) for number in range(settings.engines)], BALANCES[settings.balance]()),
         workload,
         progress.told if sys.stderr.isatty() else heard.told,
         heard.offered,

@@ -96,11 +96,13 @@ class Chosen(msgspec.Struct, frozen=True):
 
 
 class Times(msgspec.Struct, frozen=True):
-    """Seconds a request waited, its prompt was read, and it was answered, by its engine's clock."""
+    """Seconds a request waited, its prompt was read, and it was answered, by its engine's clock. `engine`: which of
+    several, by name."""
 
     queue_s: float
     prefill_s: float
     decode_s: float
+    engine: str = "0"
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +129,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """How busy it is. Pages are those of keys and values; 0 of 0 where nobody knows. `counts`: of what has happened
     since it began, by what metrics call them, as `preemptions`. `steps`: how many had up to 1, 2, 4 ... tokens, and at
-    the end how many had more. `instances`: how many engines are "ready" or "starting"."""
+    the end how many had more. `instances`: how many engines are "ready", "starting" or "lost". `engines`: of several,
+    each one's own, by name; all else is then their sum."""
 
     running: int = 0
     waiting: int = 0
@@ -136,6 +139,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     counts: Mapping[str, int] = {}
     steps: tuple[int, ...] = ()
     instances: Mapping[str, int] = {}
+    engines: Mapping[str, "Load"] = {}
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """Driver: what a served model does, as Prometheus reads it, by the prometheus_client library."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Final
 
@@ -43,8 +43,12 @@ _THEIRS: Final = {
 """Ours: what vLLM calls the same."""
 _THEIR_LABELS: Final = {"model": "model_name", "finish_reason": "finished_reason", "status": None, "role": None}
 """None: they have no such label."""
-_ENGINE: Final = {"engine": "0", "role": "mixed"}
-"""One engine, that reads prompts and writes answers."""
+_ENGINE: Final = ("engine", "role")
+_LABELS: Final = ("model", *_ENGINE)
+_ONE: Final = "0"
+"""The engine's name, where there is one."""
+_ROLE: Final = "mixed"
+"""It reads prompts and writes answers."""
 _UNKNOWN: Final = "unknown"
 _OTHER: Final = "other"
 _MOST_CLASSES: Final = 32
@@ -134,11 +138,11 @@ class Watch:
         self._tokens += written
         self._written.inc(written)
         if delta.times is not None:
-            labels = {"model": self._model, **_ENGINE}
-            self._metrics.queue.labels(**labels).observe(delta.times.queue_s)
-            self._metrics.prefill.labels(**labels).observe(delta.times.prefill_s)
+            labels = (self._model, delta.times.engine, _ROLE)
+            self._metrics.queue.labels(*labels).observe(delta.times.queue_s)
+            self._metrics.prefill.labels(*labels).observe(delta.times.prefill_s)
             if not self._request.embed:
-                self._metrics.decode.labels(**labels).observe(delta.times.decode_s)
+                self._metrics.decode.labels(*labels).observe(delta.times.decode_s)
 
     def end(self, status: int, finish: str, now: float) -> None:
         """It is over, however."""
@@ -171,29 +175,34 @@ class _Loads:
         self._model = ""
 
     def collect(self) -> Iterator[Metric]:
-        load = self._endpoint.load()
-        labels = {"model": self._name(), **_ENGINE}
-        used = (load.pages - load.free_pages) / load.pages if load.pages else 0.0
-        for name, help, value in (
-            ("requests_running", "Answers being computed", load.running),
-            ("requests_waiting", "Requests that wait", load.waiting),
-            ("kv_cache_usage_ratio", "Share of the pages of keys and values in use", used),
-            ("kv_blocks_total", "Pages of keys and values", load.pages),
-            ("kv_blocks_free", "Pages that can be taken", load.free_pages),
-        ):
-            gauge = GaugeMetricFamily(f"atoll_{name}", help, labels=list(labels))
-            gauge.add_metric(list(labels.values()), value)
+        total = self._endpoint.load()
+        name = self._name()
+        engines = total.engines or {_ONE: total}
+        loads: dict[tuple[str, ...], Load] = {(name, engine, _ROLE): load for engine, load in engines.items()}
+        gauges: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
+            ("requests_running", "Answers being computed", lambda load: load.running),
+            ("requests_waiting", "Requests that wait", lambda load: load.waiting),
+            ("kv_cache_usage_ratio", "Share of the pages of keys and values in use", _used),
+            ("kv_blocks_total", "Pages of keys and values", lambda load: load.pages),
+            ("kv_blocks_free", "Pages that can be taken", lambda load: load.free_pages),
+        )
+        for what, help, value in gauges:
+            gauge = GaugeMetricFamily(f"atoll_{what}", help, labels=_LABELS)
+            for labels, load in loads.items():
+                gauge.add_metric(labels, value(load))
             yield gauge
         instances = GaugeMetricFamily("atoll_instances", "Engines, by what they do", labels=["model", "role", "state"])
-        for state, n in load.instances.items():
-            instances.add_metric([labels["model"], labels["role"], state], n)
+        for state, n in total.instances.items():
+            instances.add_metric([name, _ROLE, state], n)
         yield instances
-        for name, total in load.counts.items():
-            if name != "iteration_tokens":
-                counter = CounterMetricFamily(f"atoll_{name}", name.replace("_", " "), labels=list(labels))
-                counter.add_metric(list(labels.values()), total)
+        for what in dict.fromkeys(what for load in loads.values() for what in load.counts):
+            if what != "iteration_tokens":
+                counter = CounterMetricFamily(f"atoll_{what}", what.replace("_", " "), labels=_LABELS)
+                for labels, load in loads.items():
+                    if what in load.counts:
+                        counter.add_metric(labels, load.counts[what])
                 yield counter
-        yield _iterations(load, labels)
+        yield _iterations(loads)
 
     def _name(self) -> str:
         """Of the model, if there is one; an engine that starts again keeps its name."""
@@ -203,13 +212,18 @@ class _Loads:
         return self._model
 
 
-def _iterations(load: Load, labels: Mapping[str, str]) -> Metric:
+def _used(load: Load) -> float:
+    return (load.pages - load.free_pages) / load.pages if load.pages else 0.0
+
+
+def _iterations(loads: Mapping[tuple[str, ...], Load]) -> Metric:
     """How many tokens pass in a step."""
-    found = HistogramMetricFamily("atoll_iteration_tokens", "Tokens of a step", labels=list(labels))
-    if load.steps:
-        sizes = [f"{1 << i}.0" for i in range(len(load.steps) - 1)] + ["+Inf"]
-        buckets = list(zip(sizes, accumulate(load.steps), strict=True))
-        found.add_metric(list(labels.values()), buckets, load.counts.get("iteration_tokens", 0))
+    found = HistogramMetricFamily("atoll_iteration_tokens", "Tokens of a step", labels=_LABELS)
+    for labels, load in loads.items():
+        if load.steps:
+            sizes = [f"{1 << i}.0" for i in range(len(load.steps) - 1)] + ["+Inf"]
+            buckets = list(zip(sizes, accumulate(load.steps), strict=True))
+            found.add_metric(labels, buckets, load.counts.get("iteration_tokens", 0))
     return found
 
 

@@ -51,9 +51,9 @@ class Upstream:
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Ask what is served there, now and again and again. Unavailable: it can't be reached."""
-        await self.look()
+        """Ask what is served there, now and again and again. Unavailable: it can't be reached yet."""
         self._looking = asyncio.create_task(self._look_again(), name=f"models-of-{self.url}")
+        await self.look()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -109,7 +109,8 @@ class Upstream:
                     raise _error(answer.status_code, await answer.aread(), answer.headers.get("retry-after"))
                 async for event in _events(answer):
                     if "error" in event:
-                        raise RequestFailed(f"{self.url}: {_message(event)}")
+                        lost = _code(event) == "engine_lost"
+                        raise (EngineLost if lost else RequestFailed)(f"{self.url}: {_message(event)}")
                     usage = event.get("usage") or usage
                     for choice in event.get("choices", ()):
                         finish = _finish(choice.get("finish_reason")) or finish
@@ -309,9 +310,7 @@ def _error(status: int, data: bytes, retry: str | None) -> RequestFailed:
     except ValueError:
         told = {}
     message = _message(told) or f"status {status}"
-    inside: Any = told.get("error") if isinstance(told, dict) else None
-    inside = inside if isinstance(inside, dict) else {}
-    field, code = str(inside.get("param") or ""), inside.get("code")
+    field, code = str(_inside(told).get("param") or ""), _code(told)
     try:
         retry_s = float(retry or 1.0)
     except ValueError:
@@ -331,8 +330,20 @@ def _error(status: int, data: bytes, retry: str | None) -> RequestFailed:
             return Draining(message, retry_s)
         case 504:
             return DeadlinePassed(message)
+        case _ if code == "engine_lost" or (status == 502 and code is None):  # of a proxy: nobody is behind it
+            return EngineLost(message)
         case _:
             return RequestFailed(f"the server elsewhere answers {status}: {message}")
+
+
+def _inside(told: Any) -> dict[str, Any]:
+    """What stands in an error's body."""
+    inside = told.get("error") if isinstance(told, dict) else None
+    return inside if isinstance(inside, dict) else {}
+
+
+def _code(told: Any) -> Any:
+    return _inside(told).get("code")
 
 
 def _message(told: Any) -> str:

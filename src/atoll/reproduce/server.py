@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from atoll.model.tokenizer import ByteTokenizer
 from atoll.model.transformer import Transformer, TransformerConfig
 from atoll.runtime.processes import LocalProcesses
 from atoll.runtime.real import RealRuntime
-from atoll.workload.api import Workload
+from atoll.workload.api import Arrival, Outcome, Workload
 from atoll.workload.slo import Account, Report
 
 START_S: Final = 180.0
@@ -78,21 +78,37 @@ def random_model(folder: Path, seed: int, config: TransformerConfig) -> Path:
 
 
 def driven(
-    url: str, workload: Workload, prompts: Prompts, until_s: float = math.inf, patience_s: float = 60.0
+    url: str,
+    workload: Workload,
+    prompts: Prompts,
+    until_s: float = math.inf,
+    patience_s: float = 60.0,
+    told: Callable[[Outcome], object] = lambda outcome: None,
 ) -> Report:
-    """What became of a workload; driven as by `atoll workload run`."""
-    return asyncio.run(_driven(url, workload, prompts, until_s, patience_s))
+    """What became of a workload; driven as by `atoll workload run`. `told`: how each request ended, at that time."""
+    return asyncio.run(_driven(url, workload, prompts, until_s, patience_s, told))
 
 
-async def _driven(url: str, workload: Workload, prompts: Prompts, until_s: float, patience_s: float) -> Report:
+async def _driven(
+    url: str,
+    workload: Workload,
+    prompts: Prompts,
+    until_s: float,
+    patience_s: float,
+    told: Callable[[Outcome], object],
+) -> Report:
     account = Account()
+
+    def heard(arrival: Arrival, outcome: Outcome) -> None:
+        account.handle(outcome)
+        told(outcome)
+
     upstream = Upstream(url)
     try:
         await upstream.start()
         (served,) = upstream.describe()
         run = Drive(
-            RealRuntime(), upstream, served.name, workload, prompts, lambda _, outcome: account.handle(outcome),
-            account.offer,
+            RealRuntime(), upstream, served.name, workload, prompts, heard, account.offer,
             until_s=until_s, patience_s=patience_s, most_tokens=served.context,
         )  # fmt: skip
         began = time.monotonic()

@@ -31,15 +31,12 @@ from atoll.errors import (
 from atoll.model.api import Loaded, Tokenizer
 from atoll.runtime.processes import popen
 from atoll.serve.messages import Add, Drop, Failed, Ready, Refused, Said, Setup, Unpacker, packed
+from atoll.serve.restarts import AGAIN_S, Restarts
 
 log = logging.getLogger(__name__)
 
 START_S: Final = 120.0
 """By then an engine has loaded its model, or it is given up."""
-AGAIN_S: Final = (0.1, 1.0, 5.0)
-"""Waits before it is started again; the last again and again."""
-STEADY_S: Final = 30.0
-"""An engine that lived so long is started again at once."""
 _READ: Final = 1 << 16
 _SPIN: Final = "GOMP_SPINCOUNT"
 _SPINS: Final = "10000"
@@ -165,7 +162,7 @@ class Instance:
 
     async def _keep(self, ready: "asyncio.Future[None]") -> None:
         """Run the engine, again and again."""
-        failures = 0
+        restarts = Restarts()
         while True:
             began = time.monotonic()
             why = await self._run(ready)
@@ -174,9 +171,8 @@ class Instance:
             if not ready.done():
                 ready.set_exception(EngineLost(why))
                 return
-            failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             log.warning("engine %s ended (%s); it is started again", self.name, why)
-            await asyncio.sleep(AGAIN_S[min(failures, len(AGAIN_S) - 1)])
+            await asyncio.sleep(restarts.wait_s(time.monotonic() - began))
             self.restarts += 1
 
     async def _run(self, ready: "asyncio.Future[None]") -> str:

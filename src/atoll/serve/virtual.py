@@ -5,17 +5,18 @@ only lengths change, many steps are one event, to the nanosecond as if they were
 """
 
 import math
-from bisect import bisect_left
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from atoll.cost import Op
 from atoll.endpoint.api import Sampling
 from atoll.model.paged import PAGE_TOKENS
 from atoll.serve.pool import KvPool
+from atoll.serve.restarts import Restarts
 from atoll.serve.scheduler import Limits, Run, Scheduler, Step
 from atoll.serve.sequence import Sequence
 from atoll.sim.loop import FOREVER_NS, Loop
@@ -42,6 +43,16 @@ class Cost(Protocol):
     def seconds(self, op: Op) -> float: ...
 
 
+class Dispatch(Protocol):
+    """Who of several is asked: see `route.dispatch.Dispatch`."""
+
+    def choose(self, key: str, ready: Collection[int], tried: Collection[int], now_s: float) -> int | None: ...
+    def answered(self, which: int) -> None: ...
+    def refused(self, which: int) -> None: ...
+    def failed(self, which: int, now_s: float) -> None: ...
+    def ended(self, which: int) -> None: ...
+
+
 @dataclass(slots=True)
 class _Asked:
     demand: Demand
@@ -62,7 +73,8 @@ class _Turn:
 
 
 class VirtualEngine:
-    """One engine. `answered` is told how each request ended, at that time. `log` gets its steps."""
+    """One engine. `answered` is told how each request ended, at that time, and `began` of its first token. `log` gets
+    its steps."""
 
     def __init__(
         self,
@@ -80,13 +92,21 @@ class VirtualEngine:
         self.scheduler = Scheduler(KvPool(pages, PAGE_TOKENS), limits)
         self.steps = self.preempted = 0
         self.answered = answered
+        self.began: Callable[[int], object] = lambda number: None
+        self.ready = True
+        """Can it be asked? Not after a crash, until it has been started again."""
         self._log, self._leaps = log, leaps
         self._asked: dict[str, _Asked] = {}
         self._arrivals = 0
         self._turn: _Turn | None = None
-        self._called = False
-        """Will `_begin` be called?"""
+        self._call: int | None = None
+        """The event by which `_begin` will be called."""
         self._unwanted: list[str] = []
+        self._restarts, self._started_s = Restarts(), loop.now_s
+        self._return: int | None = None
+        """The event by which it will be ready again."""
+        self._cold_ns = 0
+        """How much longer the next step takes."""
 
     @property
     def load(self) -> int:
@@ -101,7 +121,8 @@ class VirtualEngine:
             id, prompt_tokens(demand.arrival), (0, self._arrivals), _GREEDY, room, ends=frozenset({_END})
         )
         asked = _Asked(demand, sequence, due_s, self.loop.now_s)
-        if len(self.scheduler.waiting) >= self.limits.waiting or demand.output_tokens > room:
+        full = len(self.scheduler.waiting) >= self.limits.waiting
+        if not self.ready or full or demand.output_tokens > room:
             self._tell(asked, "refused", 0)
             return
         self._asked[id] = asked
@@ -109,9 +130,8 @@ class VirtualEngine:
         if not self.scheduler.full:
             self._cut()
         self.scheduler.add(sequence)
-        if self._turn is None and not self._called:
-            self._called = True
-            self.loop.post(0, self._begin)
+        if self._turn is None and self._call is None:
+            self._call = self.loop.post(0, self._begin)
 
     def drop(self, number: int) -> None:
         """Nobody wants this answer any more: it ends with the step under way, and nobody is told. One that is over is
@@ -120,11 +140,32 @@ class VirtualEngine:
             self._unwanted.append(str(number))
             self._cut()
 
+    def crash(self, ready_s: float, cold_s: float = 0.0) -> None:
+        """Its process dies with all that is in it: nothing of that is answered, and what it kept is lost. After a wait
+        (`Restarts`) it is started again, which takes `ready_s`; until then it refuses what comes. The first step then
+        takes `cold_s` longer."""
+        turn = self._turn
+        if turn is not None:
+            self._count(turn, bisect_right(turn.ends_ns, self.loop.now_ns))
+        for event in (None if turn is None else turn.event, self._call, self._return):
+            if event is not None:
+                self.loop.cancel(event)
+        lost = [asked for id, asked in self._asked.items() if id not in self._unwanted]
+        self.ready, self._turn, self._call = False, None, None
+        self._asked.clear()
+        self._unwanted.clear()
+        self.scheduler = Scheduler(KvPool(self.scheduler.pool.pages, PAGE_TOKENS), self.limits)
+        wait_s = self._restarts.wait_s(self.loop.now_s - self._started_s)
+        self._started_s = self.loop.now_s + wait_s
+        self._return = self.loop.post(round((wait_s + ready_s) * _NS), self._returned, cold_s)
+        for asked in lost:
+            self._tell(asked, "aborted", 0)
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """After all who come at this moment."""
-        self._called = False
+        self._call = None
         for id in self._unwanted:
             if (asked := self._asked.pop(id, None)) is not None:
                 self.scheduler.drop(asked.sequence)
@@ -148,7 +189,8 @@ class VirtualEngine:
             asked = self._asked
             left = [asked[run.sequence.id].demand.output_tokens - run.sequence.answered for run in step.runs]
             n = self.scheduler.steady(step, min(left))
-        ends = [now_ns + self._takes_ns(op)]
+        ends = [now_ns + self._cold_ns + self._takes_ns(op)]
+        self._cold_ns = 0
         for i in range(1, n):
             more = Op(op.kind, batch=op.batch, context_tokens=op.context_tokens + i * op.batch)
             ends.append(ends[-1] + self._takes_ns(more))
@@ -174,11 +216,8 @@ class VirtualEngine:
         turn = self._turn
         assert turn is not None
         n = len(turn.ends_ns)
-        self.steps += n
-        if self._log is not None:
-            passed = tuple((run.sequence.id, len(run.tokens)) for run in turn.step.runs)
-            self._log += [(began, passed) for began in (turn.began_ns, *turn.ends_ns[:-1])]
-        last = [run for run in turn.step.runs if self._advance(run, n, turn.ends_ns[0])]
+        self._count(turn, n)
+        last = [run for run in turn.step.runs if self._advance(run, n)]
         for run in last:
             sequence = run.sequence
             self.scheduler.advance(run, (_END,))
@@ -187,21 +226,35 @@ class VirtualEngine:
             self._tell(asked, "answered", asked.demand.output_tokens)
         self._begin()
 
-    def _advance(self, run: Run, n: int, first_ns: int) -> bool:
+    def _count(self, turn: _Turn, n: int) -> None:
+        """`n` of these steps were taken."""
+        self.steps += n
+        if not n:
+            return
+        if self._log is not None:
+            passed = tuple((run.sequence.id, len(run.tokens)) for run in turn.step.runs)
+            self._log += [(began, passed) for began in (turn.began_ns, *turn.ends_ns[: n - 1])]
+        for run in turn.step.runs:
+            asked = self._asked[run.sequence.id]
+            if run.draws and asked.first_ns is None:
+                asked.first_ns = turn.ends_ns[0]
+                self.began(asked.demand.arrival.number)
+
+    def _advance(self, run: Run, n: int) -> bool:
         """`n` steps with this run are over. True: of the last, which ends the answer, nothing is told yet."""
         if not run.draws:
             self.scheduler.advance(run, ())
             return False
         sequence = run.sequence
-        asked = self._asked[sequence.id]
-        if asked.first_ns is None:
-            asked.first_ns = first_ns
-        is_last = sequence.answered + n == asked.demand.output_tokens
+        is_last = sequence.answered + n == self._asked[sequence.id].demand.output_tokens
         if len(run.tokens) == 1:
             self.scheduler.leap(run, n - is_last, _WORD)
         elif not is_last:
             self.scheduler.advance(run, (_WORD,))
         return is_last
+
+    def _returned(self, cold_s: float) -> None:
+        self.ready, self._return, self._cold_ns = True, None, round(cold_s * _NS)
 
     def _tell(self, asked: _Asked, end: End, tokens: int) -> None:
         number = asked.demand.arrival.number
@@ -213,11 +266,13 @@ class VirtualEngine:
 class VirtualDrive:
     """Asks virtual engines what a workload says: what `endpoint.driving.Drive` is to servers, with fields as there.
 
-    A request goes to the engine with the fewest of them, and reaches it after `ask_s`; an answer is heard `answer_s`
-    after it was said.
+    `dispatch` says which engine gets a request: by number, each request by the session it is of. One of which nothing
+    was heard when its engine crashed or refused it goes to another. It reaches an engine after `ask_s`; what is said is
+    heard `answer_s` later.
     """
 
     engines: Listed[VirtualEngine]
+    dispatch: Dispatch
     workload: Workload
     told: Callable[[Arrival, Outcome], object]
     offered: Callable[[Arrival], object] = lambda arrival: None
@@ -233,10 +288,10 @@ class VirtualDrive:
 
     def run(self) -> Pacer:
         """Until all that is due has been sent and has ended."""
-        self._loop, self._load = self.engines[0].loop, [0] * len(self.engines)
+        self._loop = self.engines[0].loop
         self._pacer = Pacer(self.workload, self.until_s)
         for engine in self.engines:
-            engine.answered = self._said
+            engine.answered, engine.began = self._said, self._began
         self._sleep()
         while (self._open or self._pacer.wake_s < math.inf) and self._loop.step():
             pass
@@ -258,41 +313,79 @@ class VirtualDrive:
             arrival, asked = demand.arrival, within(demand, self.most_tokens)
             self.offered(arrival)
             self.cut += asked is not demand
-            which = self._load.index(min(self._load))
-            self._load[which] += 1
-            self._open[arrival.number] = _Sent(arrival, which, self._loop.now_s)
-            self._loop.post(round(self.ask_s * _NS), self.engines[which].ask, asked, arrival.at_s)
+            sent = self._open[arrival.number] = _Sent(arrival, asked, self._loop.now_s)
             self._loop.post(round(self.patience_s * _NS), self._give_up, arrival.number)
+            if not self._ask(sent):
+                self._end(sent, Outcome(arrival.number, arrival.at_s, sent.at_s, "refused"))
         self._sleep()
+
+    def _ask(self, sent: "_Sent") -> bool:
+        """Somebody who was not asked yet, if there is one."""
+        ready = [number for number, engine in enumerate(self.engines) if engine.ready]
+        which = self.dispatch.choose(sent.arrival.session, ready, sent.tried, self._loop.now_s)
+        if which is None:
+            return False
+        sent.tried.append(which)
+        self._loop.post(round(self.ask_s * _NS), self.engines[which].ask, sent.demand, sent.arrival.at_s)
+        return True
+
+    def _began(self, number: int) -> None:
+        self._loop.post(round(self.answer_s * _NS), self._heard_first, number)
+
+    def _heard_first(self, number: int) -> None:
+        if (sent := self._open.get(number)) is not None:
+            self.dispatch.answered(sent.which)
 
     def _said(self, outcome: Outcome) -> None:
         self._loop.post(round(self.answer_s * _NS), self._heard, outcome)
 
     def _heard(self, outcome: Outcome) -> None:
-        sent = self._open.pop(outcome.number, None)
+        sent = self._open.get(outcome.number)
         if sent is None:  # nobody listens any more
             return
-        self._load[sent.which] -= 1
+        self.dispatch.ended(sent.which)
+        if outcome.end != "answered":
+            if outcome.end == "aborted" or not self.engines[sent.which].ready:
+                self.dispatch.failed(sent.which, self._loop.now_s)
+            else:
+                self.dispatch.refused(sent.which)
+            if math.isnan(outcome.first_s):
+                if self._ask(sent):
+                    return
+                if len(self.engines) > 1:  # then it is the router that refuses
+                    outcome = replace(outcome, end="refused")
         first_s = outcome.first_s + self.answer_s
-        self.told(sent.arrival, replace(outcome, sent_s=sent.at_s, first_s=first_s, last_s=self._loop.now_s))
+        self._end(sent, replace(outcome, sent_s=sent.at_s, first_s=first_s, last_s=self._loop.now_s))
+
+    def _end(self, sent: "_Sent", outcome: Outcome) -> None:
+        del self._open[outcome.number]
+        self.told(sent.arrival, outcome)
         if outcome.end == "answered":
             self._pacer.handle(sent.arrival, self._loop.now_s)
             self._sleep()
 
     def _give_up(self, number: int) -> None:
-        sent = self._open.pop(number, None)
+        sent = self._open.get(number)
         if sent is None:
             return
-        self._load[sent.which] -= 1
+        self.dispatch.ended(sent.which)
         self.engines[sent.which].drop(number)
-        self.told(sent.arrival, Outcome(number, sent.arrival.at_s, sent.at_s, "timed out"))
+        self._end(sent, Outcome(number, sent.arrival.at_s, sent.at_s, "timed out"))
 
 
-class _Sent(NamedTuple):
+@dataclass(slots=True)
+class _Sent:
     arrival: Arrival
-    which: int
-    """Of the engines."""
+    demand: Demand
+    """What of it is asked."""
     at_s: float
+    tried: list[int] = field(default_factory=list)
+    """Engines, in order."""
+
+    @property
+    def which(self) -> int:
+        """It is with that engine."""
+        return self.tried[-1]
 
 
 def prompt_tokens(arrival: Arrival) -> tuple[int, ...]:

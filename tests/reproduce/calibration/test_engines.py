@@ -1,10 +1,14 @@
 """What serving takes is found in what an engine did and a client heard; published laws are as they were published."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from atoll.cost import Op
 from atoll.errors import InvalidData
-from atoll.reproduce.calibration.engines import PUBLISHED, EngineCosts, Heard, engine_costs
+from atoll.reproduce.calibration.api import Calibration
+from atoll.reproduce.calibration.engines import PUBLISHED, EngineCosts, Heard, Restart, engine_costs
 from atoll.serve.scheduler import Limits
 from atoll.serve.steps import Begun, Came, Steps, Taken
 from tests.test_cost import step_samples
@@ -39,6 +43,15 @@ def test_the_way_and_the_steps_are_told_apart() -> None:
     assert found.step.few.coefficients["batch"] == pytest.approx(1e-4, rel=1e-3)
     assert found.step.residuals.worst < 0.01
     assert "held out" in found.errors
+
+
+def test_a_calibration_of_before_restarts_were_measured_can_be_read() -> None:
+    one = replace(measured(), restart=Restart(ready_s=0.8, cold_s=0.1))
+    text = Calibration(fingerprint="f", machine={}, fitted_on="d", engines={"tiny": one}).to_json()
+    assert Calibration.from_json(text).engines["tiny"] == one
+    old = json.loads(text)
+    del old["engines"]["tiny"]["restart"]
+    assert Calibration.from_json(json.dumps(old)).engines["tiny"] == replace(one, restart=None)
 
 
 def test_nobody_who_was_asked_alone_is_refused() -> None:

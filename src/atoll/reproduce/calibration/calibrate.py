@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 from atoll.reproduce.api import Say
-from atoll.reproduce.calibration import asking, engines, fit, predict, recovery, server, wan
+from atoll.reproduce.calibration import asking, engines, fit, predict, recovery, restarts, server, wan
 from atoll.reproduce.calibration.api import Calibration, Measured
 from atoll.reproduce.calibration.measure import FULL, Amount, fingerprint, machine, measure
 from atoll.serve.step_log import read_steps
@@ -47,6 +47,7 @@ def calibrate_engine(
         with server.served(model, "--record", str(record), *flags) as there:
             alone = asyncio.run(asking.ask(there, rounds, say))
         costs = engines.engine_costs(model, read_steps(record), alone, fingerprint=mark, fitted_on=today)
+    costs = replace(costs, restart=restarts.restart(model, flags, say))
     return Calibration(
         fingerprint=mark, machine=of, fitted_on=today, quick=rounds is not asking.FULL, engines={model: costs}
     )

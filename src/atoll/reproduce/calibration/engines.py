@@ -14,6 +14,17 @@ from atoll.serve.steps import Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """Of an engine that died. Seconds."""
+
+    ready_s: float
+    """From its death until the new one has loaded its model, without the wait before that is started
+    (`serve.restarts`)."""
+    cold_s: float
+    """How much longer the first step takes than later ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCosts:
     """Of one model on one machine. Seconds."""
 
@@ -28,6 +39,8 @@ class EngineCosts:
     """Of keys and values."""
     context: int
     """The most tokens of prompt and answer."""
+    restart: Restart | None = None
+    """None: nobody measured it."""
 
     @property
     def errors(self) -> str:

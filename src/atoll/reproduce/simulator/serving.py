@@ -1,4 +1,4 @@
-"""Driver: how near virtual engines come to a real server on this machine. (Simulator, "Done when" 8, serving.)"""
+"""Driver: how near virtual engines come to real servers on this machine. (Simulator, "Done when" 8, serving.)"""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -9,8 +9,10 @@ from atoll.config import atomic_write
 from atoll.errors import AtollError
 from atoll.model.store import find
 from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.calibration.api import Calibration
 from atoll.reproduce.calibration.calibrate import calibrate_engine
 from atoll.reproduce.calibration.server import served, workload_run
+from atoll.reproduce.simulator.routers import ranking, recovery
 
 MODEL: Final = "smollm2"
 SHARES: Final = (0.3, 0.6, 0.85)
@@ -23,22 +25,23 @@ _EXPECTED: Final = "mean and P50 within 10 %, P99 within 20 %"
 
 
 def serving(full: bool, seed: int, say: Say) -> Iterator[Line]:
-    """Calibrate, then the same requests to both, at three loads: more than a minute each."""
+    """Calibrate, then the same requests to both, at three loads: more than a minute each; then routers and kills."""
     why = "--full" if not full else _missing()
     if why:
         yield Line("8s", f"{_CLAIM}, at three loads", _EXPECTED, why, "not yet", "-")
-    else:
-        yield from _at_three_loads(seed, say)
-    routers = "the only router yet sends each request to the engine with the fewest"
-    yield Line("8r", "two engines: real and simulated routers rank alike", "the same ranking", routers, "not yet", "-")
-    crashes = "virtual engines don't crash yet"
-    yield Line("8k", "serving again after the engine was killed", "<= 20 %", crashes, "not yet", "-")
+        yield Line("8r", "two engines: real and simulated routers rank alike", "the same ranking", why, "not yet", "-")
+        yield Line("8k", "from kill -9 of an engine to the first token again", "<= 20 %", why, "not yet", "-")
+        return
+    calibration = calibrate_engine(MODEL, say=say)
+    yield from _at_three_loads(calibration, seed, say)
+    alone = calibrate_engine(MODEL, say=say, flags=("--threads", "1"))
+    yield ranking(MODEL, alone.engines[MODEL], seed, say)
+    yield recovery(MODEL, calibration.engines[MODEL], seed, say)
 
 
-def _at_three_loads(seed: int, say: Say) -> Iterator[Line]:
+def _at_three_loads(calibration: Calibration, seed: int, say: Say) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "calib.json"
-        calibration = calibrate_engine(MODEL, say=say)
         atomic_write(file, calibration.to_json().encode())
         r = calibration.engines[MODEL].step.residuals
         yield Line(
