@@ -164,7 +164,7 @@ class Station:
         run_key = _run_key(seq, unvoted)
         run = self.runs.get(run_key)
         if run is None:
-            if not unvoted and seq > self._newest_seq:
+            if not unvoted and not self._begun(seq, unvoted):
                 return None
             return memoryview(bytearray(nbytes))  # early, or of an operation that ended in error
         key = _frame_key(run, source, word)
@@ -194,21 +194,28 @@ class Station:
             else:  # it began to come before the run started
                 self._keep_early(run_key, source, word, data)
                 self.resume()
-        elif unvoted and unvoted[1] > self._started[unvoted[0]]:
+        elif unvoted and not self._begun(seq, unvoted):
             self._keep_early(run_key, source, word, data)
 
     def arrived(self, source: int, seq: int, word: int, data: Data) -> bool:
         """A frame is here as a whole, in memory that is ours only until this returns. False: hold it."""
-        run_key = _run_key(seq, unvoted_parts(seq, source))
+        unvoted = unvoted_parts(seq, source)
+        run_key = _run_key(seq, unvoted)
         run = self.runs.get(run_key)
         if run is not None and self._arrived(run_key, run, source, word, data):
             return True
+        if run is None and not isinstance(data, memoryview):  # no need to bring it here before its turn
+            return self._begun(seq, unvoted)
         place = self.place(source, seq, word, len(data))
         if place is None:
             return False
         copy(data, place)
         self.landed(source, seq, word, place)
         return True
+
+    def _begun(self, seq: int, unvoted: tuple[Series, int] | None) -> bool:
+        """Has this data phase started here? It may be over."""
+        return unvoted[1] <= self._started[unvoted[0]] if unvoted else seq <= self._newest_seq
 
     def _arrived(self, run_key: RunKey, run: Run, source: int, word: int, data: Data) -> bool:
         key = _frame_key(run, source, word)
