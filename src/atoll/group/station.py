@@ -7,8 +7,10 @@ A frame is known by the number of its data phase and a word that names its piece
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from atoll.errors import AtollError, ProtocolError
 from atoll.group.api import (
@@ -158,8 +160,7 @@ class Station:
 
     def place(self, source: int, seq: int, word: int, nbytes: int) -> memoryview | None:
         """Where a frame of member `source` goes. None: its turn has not come, hold it."""
-        if nbytes > LARGEST_FRAME:
-            raise ProtocolError(f"a data frame of {nbytes} bytes; at most {LARGEST_FRAME} are allowed")
+        _check_size(nbytes)
         unvoted = unvoted_parts(seq, source)
         run_key = _run_key(seq, unvoted)
         run = self.runs.get(run_key)
@@ -205,6 +206,7 @@ class Station:
         if run is not None and self._arrived(run_key, run, source, word, data):
             return True
         if run is None and not isinstance(data, memoryview):  # no need to bring it here before its turn
+            _check_size(len(data))
             return self._begun(seq, unvoted)
         place = self.place(source, seq, word, len(data))
         if place is None:
@@ -328,11 +330,16 @@ class Station:
         if run is not None and outcome.error is None:
             ran, run.succeeded = run.execution, True
             value = self._value(run) if run.value is None else run.value
-            outcome = replace(outcome, value=value, sent=ran.sent, received=ran.received)
+            outcome = msgspec.structs.replace(outcome, value=value, sent=ran.sent, received=ran.received)
         action.ticket.outcome = outcome
         self.carrier.wake(action.ticket)
         if run is not None:
             self.resume()
+
+
+def _check_size(nbytes: int) -> None:
+    if nbytes > LARGEST_FRAME:
+        raise ProtocolError(f"a data frame of {nbytes} bytes; at most {LARGEST_FRAME} are allowed")
 
 
 def _run_key(seq: int, unvoted: tuple[Series, int] | None) -> RunKey:
