@@ -43,6 +43,7 @@ BESIDE: Final = (
     "group/test_schedules.py",
     "group/test_sized.py",
     "group/test_state.py",
+    "group/test_station.py",
     "group/test_subgroups.py",
     "group/test_topology.py",
     "group/test_virtual.py",

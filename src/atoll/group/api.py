@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
+import msgspec
+
 from atoll.errors import AtollError
 from atoll.group.messages import Pace, Seat, ToMaster, ToPeer, View
 
@@ -135,8 +137,7 @@ class Ticket:
         return self.between_two or (self.algorithm == "eager" and self.moves_data)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What became of a ticket. The facade adopts `view` and `pending` before it returns or raises."""
 
     pending: bool | None = False
@@ -175,8 +176,7 @@ class HasPorts(Protocol):
 # -- events of the peer policy, besides tickets and the master's messages ----------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LinkUp:
+class LinkUp(msgspec.Struct, frozen=True):
     """Our successor has acknowledged the link."""
 
     epoch: int
@@ -185,8 +185,7 @@ class LinkUp:
     lane: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LinkDown:
+class LinkDown(msgspec.Struct, frozen=True):
     """A link of this epoch broke; or it was never `made`."""
 
     epoch: int
@@ -196,8 +195,7 @@ class LinkDown:
     made: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class DataOverdue:
+class DataOverdue(msgspec.Struct, frozen=True):
     """All links of this epoch stand, but nothing has come for too long."""
 
     epoch: int
@@ -208,34 +206,29 @@ class DataOverdue:
     """Bytes of the operations under way that are here."""
 
 
-@dataclass(frozen=True, slots=True)
-class DataDone:
+class DataDone(msgspec.Struct, frozen=True):
     """A data phase is over here. `fault`: what was wrong with the data; the links are good."""
 
     run: RunKey
     fault: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class MasterAway:
+class MasterAway(msgspec.Struct, frozen=True):
     """The connection to the master broke; a new one is looked for, to it or to its successor."""
 
 
-@dataclass(frozen=True, slots=True)
-class MasterBack:
+class MasterBack(msgspec.Struct, frozen=True):
     """There is one again."""
 
 
-@dataclass(frozen=True, slots=True)
-class MasterGone:
+class MasterGone(msgspec.Struct, frozen=True):
     """There is no master, and none will be looked for. `refused`: for it is another version, or not of our group."""
 
     why: str
     refused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True):
     """What a `Measure` of this epoch found; rate 0: no way there."""
 
     epoch: int
@@ -252,16 +245,14 @@ PeerEvent = (
 # -- actions of the peer policy ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(msgspec.Struct, frozen=True):
     """Say this to the master. `patient`: another message will follow soon, and both may leave together."""
 
     message: ToMaster
     patient: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Relink:
+class Relink(msgspec.Struct, frozen=True):
     """Drop every execution and link of older epochs, then dial `successor` (None: nobody to dial), who must answer;
     others of the `ring` when there is something for them."""
 
@@ -272,15 +263,13 @@ class Relink:
     """By which members of this epoch know each other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(msgspec.Struct, frozen=True):
     """Find out how fast data gets to that member; a `Measured` follows."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """Run the data phase."""
 
     run: RunKey
@@ -291,8 +280,7 @@ class Start:
     plan: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True):
     """Wake the program. `run`: whose execution holds the result; None: none."""
 
     ticket: Ticket
@@ -306,23 +294,20 @@ PeerAction = Tell | Relink | Measure | Start | Finish
 # -- actions of the master policy ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Say:
+class Say(msgspec.Struct, frozen=True):
     """Send this to the connection `to`."""
 
     to: int
     message: ToPeer | Any
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(msgspec.Struct, frozen=True):
     """Close that connection once what was said has left."""
 
     who: int
 
 
-@dataclass(frozen=True, slots=True)
-class Know:
+class Know(msgspec.Struct, frozen=True):
     """From now on, what connection `who` says is from the member `id`, and what is said to that goes there."""
 
     who: int

@@ -408,27 +408,29 @@ ToPeer = Welcome | Establish | Probe | View | Commence | Verdict | Crossed | Ret
 OnLink = LinkHello | LinkAck | Returned | Filler | Filled
 
 _encoder = msgspec.msgpack.Encoder()
-_decoders: dict[Any, Any] = {kinds: msgspec.msgpack.Decoder(kinds) for kinds in (ToMaster, ToPeer | Status, OnLink)}
+_to_master: Any = msgspec.msgpack.Decoder(ToMaster)
+_to_peer: Any = msgspec.msgpack.Decoder(ToPeer | Status)
+_on_link: Any = msgspec.msgpack.Decoder(OnLink)
 encode = _encoder.encode
 
 
-def _decode(kinds: Any, data: bytes | memoryview) -> Any:
+def _decode(decoder: Any, data: bytes | memoryview) -> Any:
     try:
-        return _decoders[kinds].decode(data)
+        return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"unreadable message: {error}") from None
 
 
 def decode_to_master(data: bytes | memoryview) -> ToMaster:
     """What a peer, a helper or a visitor says to the master. ProtocolError where it is none of that."""
-    return _decode(ToMaster, data)  # type: ignore[no-any-return]
+    return _decode(_to_master, data)  # type: ignore[no-any-return]
 
 
 def decode_to_peer(data: bytes | memoryview) -> ToPeer | Status:
     """What the master says."""
-    return _decode(ToPeer | Status, data)  # type: ignore[no-any-return]
+    return _decode(_to_peer, data)  # type: ignore[no-any-return]
 
 
 def decode_on_link(data: bytes | memoryview) -> OnLink:
     """What one peer says to the next."""
-    return _decode(OnLink, data)  # type: ignore[no-any-return]
+    return _decode(_on_link, data)  # type: ignore[no-any-return]

@@ -28,6 +28,7 @@ from atoll.group.tensors import (
     describe,
     flat_view,
     like,
+    name_of,
     read,
     room_in,
     write,
@@ -146,7 +147,7 @@ class Collectives:
         if len(tensors) != self.world:
             raise ValueError(f"{name} one tensor for each of {self.world} ranks, not {len(tensors)}")
         flats = [self._readable(t, name, codec) for t in tensors]
-        kinds = {(str(flat.dtype), tuple(t.shape[1:])) for flat, t in zip(flats, tensors, strict=True)}
+        kinds = {(name_of(flat.dtype), tuple(t.shape[1:])) for flat, t in zip(flats, tensors, strict=True)}
         if len(kinds) > 1 or any(len(t.shape) < 1 for t in tensors):
             raise InvalidTensor(f"{name} tensors differ in type or row: {', '.join(describe(t) for t in tensors)}")
         ((dtype, row),) = kinds
@@ -243,7 +244,7 @@ class Collectives:
     ) -> Work:  # fmt: skip
         name = f"{kind} with tag {tag}:"
         flat = self._readable(tensor, name, codec if kind != "recv" else None)
-        dtype = str(flat.dtype)
+        dtype = name_of(flat.dtype)
         if op and op not in REDUCE:
             raise ValueError(f"op must be one of {', '.join(REDUCE)}, not {op!r}")
         if out is not None:
@@ -303,10 +304,10 @@ class Collectives:
 
     def _readable(self, tensor: Any, name: str, codec: str | None) -> Array:
         flat = read(tensor, name)
-        if str(flat.dtype) not in REDUCIBLE:
+        if name_of(flat.dtype) not in REDUCIBLE:
             raise InvalidTensor(f"{describe(tensor, name)}: this type can't take part")
         if codecs.get(codec) is not None:
-            if str(flat.dtype) not in FLOATING:
+            if name_of(flat.dtype) not in FLOATING:
                 raise InvalidTensor(f"{describe(tensor, name)}: codec {codec} takes floating point only")
             if not np.isfinite(flat).all():
                 raise InvalidTensor(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from atoll.errors import InvalidTensor
 from atoll.group.membership.election import Plan, StateNote, TensorNote
-from atoll.group.tensors import flat_view
+from atoll.group.tensors import flat_view, name_of
 
 Bytes = NDArray[np.uint8]
 Strategy = Literal["popular", "send", "receive"]
@@ -30,7 +30,7 @@ class StateTensors:
             flat_view(t, name).view(np.uint8) for name, t in zip(self.names, self._tensors, strict=True)
         ]
         self.notes = tuple(
-            TensorNote(name, _dtype_name(t), tuple(t.shape), b"" if name in free else digest(data))
+            TensorNote(name, name_of(t.dtype), tuple(t.shape), b"" if name in free else digest(data))
             for name, t, data in zip(self.names, self._tensors, self._bytes, strict=True)
         )
 
@@ -103,7 +103,3 @@ class SharedState:
         if staged is not None and staged.size:
             tensors.commit(plan.dirty, plan.digests, staged)
         self.revision = plan.revision
-
-
-def _dtype_name(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

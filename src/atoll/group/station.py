@@ -7,8 +7,10 @@ A frame is known by the number of its data phase and a word that names its piece
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from atoll.errors import AtollError, ProtocolError
 from atoll.group.api import (
@@ -158,13 +160,12 @@ class Station:
 
     def place(self, source: int, seq: int, word: int, nbytes: int) -> memoryview | None:
         """Where a frame of member `source` goes. None: its turn has not come, hold it."""
-        if nbytes > LARGEST_FRAME:
-            raise ProtocolError(f"a data frame of {nbytes} bytes; at most {LARGEST_FRAME} are allowed")
+        _check_size(nbytes)
         unvoted = unvoted_parts(seq, source)
         run_key = _run_key(seq, unvoted)
         run = self.runs.get(run_key)
         if run is None:
-            if not unvoted and seq > self._newest_seq:
+            if not unvoted and not self._begun(seq, unvoted):
                 return None
             return memoryview(bytearray(nbytes))  # early, or of an operation that ended in error
         key = _frame_key(run, source, word)
@@ -194,21 +195,29 @@ class Station:
             else:  # it began to come before the run started
                 self._keep_early(run_key, source, word, data)
                 self.resume()
-        elif unvoted and unvoted[1] > self._started[unvoted[0]]:
+        elif unvoted and not self._begun(seq, unvoted):
             self._keep_early(run_key, source, word, data)
 
     def arrived(self, source: int, seq: int, word: int, data: Data) -> bool:
         """A frame is here as a whole, in memory that is ours only until this returns. False: hold it."""
-        run_key = _run_key(seq, unvoted_parts(seq, source))
+        unvoted = unvoted_parts(seq, source)
+        run_key = _run_key(seq, unvoted)
         run = self.runs.get(run_key)
         if run is not None and self._arrived(run_key, run, source, word, data):
             return True
+        if run is None and not isinstance(data, memoryview):  # no need to bring it here before its turn
+            _check_size(len(data))
+            return self._begun(seq, unvoted)
         place = self.place(source, seq, word, len(data))
         if place is None:
             return False
         copy(data, place)
         self.landed(source, seq, word, place)
         return True
+
+    def _begun(self, seq: int, unvoted: tuple[Series, int] | None) -> bool:
+        """Has this data phase started here? It may be over."""
+        return unvoted[1] <= self._started[unvoted[0]] if unvoted else seq <= self._newest_seq
 
     def _arrived(self, run_key: RunKey, run: Run, source: int, word: int, data: Data) -> bool:
         key = _frame_key(run, source, word)
@@ -321,11 +330,16 @@ class Station:
         if run is not None and outcome.error is None:
             ran, run.succeeded = run.execution, True
             value = self._value(run) if run.value is None else run.value
-            outcome = replace(outcome, value=value, sent=ran.sent, received=ran.received)
+            outcome = msgspec.structs.replace(outcome, value=value, sent=ran.sent, received=ran.received)
         action.ticket.outcome = outcome
         self.carrier.wake(action.ticket)
         if run is not None:
             self.resume()
+
+
+def _check_size(nbytes: int) -> None:
+    if nbytes > LARGEST_FRAME:
+        raise ProtocolError(f"a data frame of {nbytes} bytes; at most {LARGEST_FRAME} are allowed")
 
 
 def _run_key(seq: int, unvoted: tuple[Series, int] | None) -> RunKey:

@@ -278,10 +278,10 @@ def combined(rows: list[Array], op: str, out: Array | None = None) -> Array:
 
 def divide(x: Array, by: int) -> None:
     """In place; integers towards zero."""
-    if np.issubdtype(x.dtype, np.integer):
+    if x.dtype.kind in "iu":
         wide = x.astype(np.int64) if x.itemsize < 8 else x  # a narrow type may not hold `by`
         quotient = wide // by
-        if np.issubdtype(x.dtype, np.signedinteger):
+        if x.dtype.kind == "i":
             quotient += (x < 0) & (quotient * by != wide)
         x[...] = quotient
     else:

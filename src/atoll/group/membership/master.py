@@ -398,12 +398,12 @@ class Master:
                 self._form(forming.ring, opened=True)
             else:
                 self._establish(forming)
-        inside, outside = self._inside, self._admissible()
+        inside = self._inside
         if not inside:
-            if outside:
+            if outside := self._admissible():
                 self._form(outside, opened=True)
         elif self.openers >= set(inside) and not (self.forming and self.forming.opened):
-            self._form([*inside, *outside], opened=True)
+            self._form([*inside, *self._admissible()], opened=True)
         elif self.openers and not self.forming:
             self._uncross()
 

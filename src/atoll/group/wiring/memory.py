@@ -14,15 +14,15 @@ log = logging.getLogger("atoll.master")
 
 
 class Memory:
-    """`path` None: none is kept."""
+    """A master's, at `path`."""
 
-    def __init__(self, path: str | Path | None) -> None:
-        self._path = Path(path) if path else None
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
         self._written: Remembered | None = None
 
     def read(self) -> Remembered | None:
         """What the master before this one wrote; None: nothing."""
-        if self._path is None or not self._path.exists():
+        if not self._path.exists():
             return None
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=Remembered)
@@ -32,7 +32,7 @@ class Memory:
     def write(self, now: Remembered) -> None:
         """Keep that, if it is news. The number of data phases is none: members know it better."""
         now = replace(now, seq=0)
-        if self._path is None or now == self._written:
+        if now == self._written:
             return
         self._written = now
         try:

@@ -57,10 +57,10 @@ class Master:
                 f"without a token whoever reaches {address} could join: give --token-file (`token` in Python), "
                 "or --insecure (`insecure=True`) if all on that network may"
             )
-        self._memory = Memory(state)
+        self._memory = Memory(state) if state else None
         self._policy = MasterPolicy(
-            lambda: secrets.token_bytes(16), measure, remembered=self._memory.read(), standby=standby,
-            now=time.monotonic(),
+            lambda: secrets.token_bytes(16), measure, remembered=self._memory.read() if self._memory else None,
+            standby=standby, now=time.monotonic(),
         )  # fmt: skip
         self._net = SocketLoop(GREETING, guard)
         self._channels: dict[int, Channel] = {}
@@ -87,7 +87,8 @@ class Master:
                 self._net.turn()
             self._carry_out(self._policy.farewell("the master was closed"))
             self._net.flush(within_s=1.0)
-            self._memory.write(Remembered())
+            if self._memory:
+                self._memory.write(Remembered())
         finally:
             self._net.close()
 
@@ -133,7 +134,8 @@ class Master:
 
     def _feed(self, who: int, event: ToMaster | Tick | Gone) -> None:
         actions = self._policy.handle(who, event, time.monotonic())
-        self._memory.write(self._policy.remembered)  # before anybody is told
+        if self._memory:
+            self._memory.write(self._policy.remembered)  # before anybody is told
         self._carry_out(actions)
 
     def _carry_out(self, actions: list[MasterAction]) -> None:

@@ -138,13 +138,17 @@ class Wire:
         return self._peer.id
 
     def submit(self, ticket: Ticket) -> None:
-        ticket.woken = threading.Event()
+        ticket.woken = threading.Lock()  # held until then; an `Event` is slow to make
+        ticket.woken.acquire()
         self._loop.call(lambda: self._feed(ticket))
 
     def wait(self, ticket: Ticket, timeout_s: float | None) -> bool:
         if self._loop.drive(lambda: ticket.outcome is not None, timeout_s):
             return ticket.outcome is not None
-        return bool(ticket.woken.wait(timeout_s))
+        woken = ticket.woken.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s))
+        if woken:
+            ticket.woken.release()  # for whoever else waits
+        return bool(woken)
 
     def now(self) -> float:
         return time.monotonic()
@@ -257,7 +261,7 @@ class Wire:
     def wake(self, ticket: Ticket) -> None:
         if self._helper:
             self._helper.progress()
-        ticket.woken.set()
+        ticket.woken.release()
 
     def _accepted(self, channel: Channel) -> None:
         self._links.accepted(channel)
