@@ -134,8 +134,8 @@ def test_an_engine_keeps_nothing_of_it(tmp_path):
         body = schema.raw_schema["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
         for name, most in {"n": 3, "best_of": 3, "max_tokens": 20, "min_tokens": 5}.items():
             body["schema"]["properties"][name]["maximum"] = most  # or the context is too small for most
-        body["schema"]["properties"]["prompt"] = {"type": "string", "maxLength": 20}
-        body["schema"]["properties"]["logit_bias"] = {"type": "null"}
+        body["schema"]["properties"]["prompt"] = {"type": "string", "minLength": 1, "maxLength": 20}
+        body["schema"]["properties"]["logit_bias"] = body["schema"]["properties"]["slo"] = {"type": "null"}
         try_many(schema, "/v1/completions", "positive", 60)
         found = {
             sample.name: sample.value
