@@ -45,9 +45,7 @@ _PASSING_ON: Final = _LOOKING | {"list", "map", "select", "selectattr", "reject"
 _FORBIDDEN_FILTERS: Final = {"random"} | {"batch", "center", "slice", "urlize", "wordwrap"}
 """The same conversation is the same text; and of the others no template has need: they make much of little."""
 _METHODS: Final = frozenset(
-    """capitalize casefold center count endswith find format index isalnum isalpha isdecimal isdigit islower isnumeric
-    isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix replace rfind rindex rjust
-    rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill""".split()
+    ["capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper", "zfill"]
 )
 """Of texts. The others make bytes, or much of little; numbers need none."""
 _LONGEST_SET: Final = 256
