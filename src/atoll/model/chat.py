@@ -44,9 +44,11 @@ _PASSING_ON: Final = _LOOKING | {"list", "map", "select", "selectattr", "reject"
 """Filters and tests that don't go into what the elements hold."""
 _FORBIDDEN_FILTERS: Final = {"random"} | {"batch", "center", "slice", "urlize", "wordwrap"}
 """The same conversation is the same text; and of the others no template has need: they make much of little."""
-_METHODS: Final = frozenset(
-    ["capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper", "zfill"]
-)
+_METHODS: Final = """
+    capitalize casefold center count endswith find format index isalnum isalpha isdecimal isdigit islower isnumeric
+    isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix replace rfind rindex rjust
+    rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill
+"""
 """Of texts. The others make bytes, or much of little; numbers need none."""
 _LONGEST_SET: Final = 256
 """Characters to strip, each of which is looked for again and again."""
@@ -297,7 +299,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if (owner := getattr(obj, "__self__", None)) is not None:  # a method, which may compare or write its arguments
             _charge(owner, *args, *named.values())
             name = getattr(obj, "__name__", "")
-            if isinstance(owner, int | float) or (isinstance(owner, str) and name not in _METHODS):
+            if isinstance(owner, int | float) or (isinstance(owner, str) and name not in _METHODS.split()):
                 raise SecurityError(f"the method {name!r} is not taken here")
             if isinstance(owner, str) and name == "join" and args:
                 args = (_turns(args[0]), *args[1:])
