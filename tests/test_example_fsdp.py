@@ -1,6 +1,7 @@
 """The FSDP example: shards of one number are the same bits on all islands, while an island dies and another comes."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -103,9 +104,12 @@ def island() -> Iterator[Callable[[str, int], Island]]:
         one.end()
 
 
-def assert_falls(losses: list[list[float]]) -> None:
-    first, last = [mean(some[0] for some in losses), mean(mean(some[-3:]) for some in losses)]
-    assert last < 0.5 * first, losses
+NOTHING_LEARNT = (1 - math.exp(-2)) / 2
+"""The loss of who always answers 0: the mean square of sin(z), where z is normal."""
+
+
+def assert_small(losses: list[list[float]]) -> None:
+    assert mean(mean(some[-3:]) for some in losses) < 0.1 * NOTHING_LEARNT, losses
 
 
 def test_it_is_short() -> None:
@@ -113,13 +117,13 @@ def test_it_is_short() -> None:
 
 
 @pytest.mark.slow
-def test_two_islands_end_with_the_same_shards_and_a_smaller_loss(island: Callable[[str, int], Island]) -> None:
+def test_two_islands_end_with_the_same_shards_and_a_small_loss(island: Callable[[str, int], Island]) -> None:
     with atoll.Master() as master:
         two = [island(master.address, 10) for _ in range(2)]
         (shards, losses), (others, more) = [one.finish() for one in two]
     assert shards == others
     assert len(set(shards.values())) == 2
-    assert_falls(losses + more)
+    assert_small(losses + more)
 
 
 @pytest.mark.slow
@@ -138,4 +142,4 @@ def test_when_an_island_loses_a_process_the_other_goes_on_and_a_new_one_joins(
         (shards, losses), (others, _) = first.finish(), second.finish()
     assert shards == others
     assert len(set(shards.values())) == 2
-    assert_falls(losses)
+    assert_small(losses)

@@ -20,7 +20,7 @@ import pytest
 from atoll.train.settings import TrainSettings
 from tests.cli.test_commands import assert_nothing_is_left, atoll_command
 
-STRATEGIES = get_args(get_type_hints(TrainSettings)["strategy"])
+STRATEGIES = [name for name in get_args(get_type_hints(TrainSettings)["strategy"]) if name != "diloco-server"]
 MORE = {
     "streaming": ("--fragments", "2", "--delay", "1", "--codec", "e3m0"),
     "diloco": ("--codec", "uint8"),
@@ -92,11 +92,8 @@ def started(*argv: str, cwd: Path, told: Told) -> Iterator["subprocess.Popen[str
         process.communicate()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.timeout(2 * LIMIT_S)
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_outlives_a_kill_and_a_long_sleep_and_lets_one_join(strategy: str, tmp_path: Path) -> None:
+def survived(strategy: str, tmp_path: Path) -> tuple[Told, dict[str, Any]]:
+    """A whole run with all that: what was said, and the summary."""
     told = Told()
     argv = ["train", "--strategy", strategy, "--peers", "3", "--name", "run", "--json", *FLAGS, *MORE.get(strategy, ())]
     with started(*argv, cwd=tmp_path, told=told) as trainer:
@@ -115,6 +112,15 @@ def test_a_run_outlives_a_kill_and_a_long_sleep_and_lets_one_join(strategy: str,
             summary = told.until(lambda e: e.get("event") == "summary", "the end")
             assert trainer.wait(LIMIT_S) == 0
             assert late.wait(LIMIT_S) == 0
+    return told, summary
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.timeout(2 * LIMIT_S)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_outlives_a_kill_and_a_long_sleep_and_lets_one_join(strategy: str, tmp_path: Path) -> None:
+    told, summary = survived(strategy, tmp_path)
     assert [e["message"] for e in told.all("expelled")], "who slept was not sent away"
     assert told.all("expelled")[0]["peer"] == "peer-2"
     assert len(told.all("joined", "peer-2")) == 2
@@ -131,4 +137,21 @@ def test_a_run_outlives_a_kill_and_a_long_sleep_and_lets_one_join(strategy: str,
     assert summary["failures_survived"] >= 1
     before, after = (e["loss"] for e in told.all("evaluated"))
     assert after < before - (0.02 if strategy == "one-byte" else 1.0)
+    assert_nothing_is_left()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_so_does_one_that_waits_for_nobody(tmp_path: Path) -> None:
+    """Its server lets who slept in again, and nobody agrees on anything."""
+    told, summary = survived("diloco-server", tmp_path)
+    assert [e["who"] for e in told.all("went")][:2] == ["peer-1", "peer-2"]
+    assert "silent" in told.all("went")[1]["message"]
+    assert [e["who"] for e in told.all("came")][3:] == ["peer-2", "late"]
+    steps = {e["peer"]: e["step"] for e in told.all("done")}
+    assert steps.keys() == {"server", "peer-0", "peer-2", "late"}
+    assert steps["server"] == summary["steps"] == STEPS
+    before, after = (e["loss"] for e in told.all("evaluated"))
+    assert after < before - 1.0
     assert_nothing_is_left()

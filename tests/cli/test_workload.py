@@ -164,6 +164,16 @@ def test_virtual_engines_are_driven_as_servers_are_and_say_so(capsys: Any) -> No
     assert "1 virtual engine of OPT-13B" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("what", ["model.json", "trace.jsonl"])
+def test_a_model_is_shrunk_as_its_trace_is(what: str, model: Path, capsys: Any) -> None:
+    assert run(["workload", "convert", str(model), "trace.jsonl", "--seconds", "5"]) == 0
+    capsys.readouterr()
+    *whole, _ = asked(capsys, *VIRTUAL, "--trace", what, "--seconds", "5", "--plots", "none")
+    *shrunk, _ = asked(capsys, *VIRTUAL, "--trace", what, "--seconds", "5", "--plots", "none", "--shrink", "10")
+    tokens = [sum(request["output_tokens"] for request in requests) for requests in (whole, shrunk)]
+    assert tokens[1] == pytest.approx(tokens[0] / 10, rel=0.1)
+
+
 def test_virtual_engines_take_what_was_measured_and_warn_beyond_it(capsys: Any) -> None:
     engines = {"tiny": replace(measured(), pages=9999, context=8192)}
     Path("calib.json").write_text(Calibration(fingerprint="", machine={}, fitted_on="", engines=engines).to_json())

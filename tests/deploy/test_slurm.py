@@ -13,6 +13,7 @@ import pytest
 
 from atoll.errors import AtollError
 from atoll.group.wiring.asking import StatusClient
+from atoll.net.guard import Guard, read_token
 from tests.deploy.commands import DEPLOY
 from tests.deploy.places import free_port, program, running, tiny, until, with_atoll
 
@@ -98,7 +99,7 @@ def test_a_peer_that_dies_comes_back_and_a_job_that_is_requeued_goes_on(tmp_path
 
 
 def ask(address: str, tmp_path: Path) -> Any:
-    client = StatusClient(address)
+    client = StatusClient(address, Guard(read_token(tmp_path / "run" / "token")))
     try:
         return client.ask()
     finally:

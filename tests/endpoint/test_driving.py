@@ -116,3 +116,6 @@ def test_the_same_blocks_are_the_same_tokens():
     assert one[:512] == two[:512]
     assert one[512:599] != two[512:599]
     assert (len(one), len(two)) == (600, 700)
+    small = [prompts.of(Arrival(i, 0.0, 60, "c", hash_ids=(3, last), block_tokens=32)) for i, last in ((2, 4), (3, 5))]
+    assert small[0][:32] == small[1][:32]
+    assert small[0][32:] != small[1][32:]

@@ -182,6 +182,7 @@ def test_ranks_that_wait_for_what_nobody_sends_are_named() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # some 20 s, where nothing else runs
 def test_a_ring_of_1024_ranks_takes_what_theory_says() -> None:
     n, size = 1024, 1 << 30
     found = took(leaf_spine(n, 32, 16, RATE, latency_s=ALPHA / 4), cases(n, size)["ring all-reduce"])

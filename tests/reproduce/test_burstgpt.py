@@ -85,6 +85,7 @@ def test_so_many_sessions_come_and_each_goes_on_to_its_end() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # it drives servers in real time
 def test_nothing_fails_but_for_a_busy_clock() -> None:
     lines = {line.number: line for line in burstgpt.demonstrate(False, 1, ignore)}
     assert {"4b", "5a", "5b", "5c", "6c"} <= lines.keys()

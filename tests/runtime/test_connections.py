@@ -16,6 +16,7 @@ from atoll.net.streams import MOST_STRANGERS, UNREAD_MESSAGES, Streams
 from atoll.runtime.api import Connection, Runtime
 from atoll.runtime.real import RealRuntime
 from atoll.sim.actors import World
+from atoll.sim.sockets import MOST_UNREAD
 from tests.net.certified import certified
 
 Act = Callable[[Runtime], Coroutine[Any, Any, Any]]
@@ -396,6 +397,41 @@ def test_a_killed_process_begins_nothing_any_more_and_another_may_take_its_place
     world.start("server again", serving, host="server", delay_s=3.0)
     world.run()
     assert said == [2.0, 13.0, -1.0]
+
+
+def test_who_closes_after_more_than_a_window_is_still_heard_to_the_end() -> None:
+    world, heard = World(Streams(), latency_s=1e-3), []
+
+    async def serving(runtime: Runtime) -> None:
+        async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(bytes(2 * MOST_UNREAD))
+            writer.close()
+
+        await asyncio.start_server(tell, "server", 7)
+        await runtime.sleep(20)
+
+    async def asking(runtime: Runtime) -> None:
+        reader, _ = await asyncio.open_connection("server", 7)
+        heard.append(len(await reader.read()))
+
+    world.start("server", serving)
+    world.start("client", asking, delay_s=1.0)
+    world.run()
+    assert heard == [2 * MOST_UNREAD]
+
+
+def test_a_process_killed_before_it_begins_has_ended() -> None:
+    world, begun = World(Streams()), []
+
+    async def main(runtime: Runtime) -> None:
+        begun.append(runtime.now())
+
+    first = world.start("first", main, delay_s=2.0)
+    world.start("second", main, delay_s=3.0)
+    world.at(1.0, first.crash)
+    world.run()
+    assert begun == [3.0]
+    assert first.done
 
 
 def test_the_same_seed_gives_the_same_run() -> None:

@@ -178,6 +178,8 @@ def test_shared_blocks_are_the_same_tokens():
     assert first[:512] == second[:512]
     assert not set(first[512:]) & set(second[512:])
     assert not set(third) & set(first)
+    small = [prompt_tokens(Arrival(i, 0.0, 60, "", (5, last), block_tokens=32)) for i, last in enumerate((6, 7))]
+    assert [a == b for a, b in zip(*small, strict=True)] == [True] * 32 + [False] * 28
 
 
 def test_what_never_fits_or_comes_when_too_many_wait_is_refused():

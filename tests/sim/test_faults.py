@@ -171,6 +171,7 @@ def test_a_scenario_says_no_more_than_it_must() -> None:
         ({"kind": "crash", "node": "a"}, "at|float"),
         ({"at_s": 1, "kind": "crush", "node": "a"}, "'crush' must be one of crash, hang"),
         ({"at_s": 1, "node": "a"}, "kind None"),
+        ({"at_s": 1, "kind": ["crash"], "node": "a"}, "kind .'crash'. must be one of"),
         ({"at_s": 1, "kind": "crash"}, "node"),
         ({"at_s": 1, "kind": "crash", "node": "a", "factor": 2}, "no factor"),
         ({"at_s": 1, "kind": "slow", "node": "a", "factor": 0.5}, "factor=0.5"),

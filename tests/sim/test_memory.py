@@ -48,6 +48,17 @@ def test_nobody_overtakes_a_large_one() -> None:
     assert (seen, memory.free) == (["large", "small"], 1)
 
 
+def test_a_process_that_has_ended_is_admitted_to_nothing() -> None:
+    loop = Loop()
+    memory = Memory(loop, "gpu", 10)
+    seen: list[str] = []
+    memory.take_when_free(8, lambda: seen.append("the dead one"))
+    memory.clear()
+    memory.take_when_free(9, lambda: seen.append("the next"))
+    loop.run()
+    assert (seen, memory.free) == (["the next"], 1)
+
+
 def test_what_can_not_be_is_refused() -> None:
     memory = Memory(Loop(), "gpu", 10)
     with pytest.raises(InvalidData, match="never fit"):

@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,7 @@ from atoll.endpoint.driving import Drive, Prompts
 from atoll.endpoint.upstream import Upstream
 from atoll.errors import InvalidData, Unavailable
 from atoll.runtime.real import RealRuntime
-from atoll.workload.api import Arrival, Demand, Outcome, Workload
+from atoll.workload.api import Arrival, Outcome, Workload
 from atoll.workload.fit.model import decode
 from atoll.workload.generate.lengths import LogNormal
 from atoll.workload.generate.loops import Replay, open_loop
@@ -142,17 +141,11 @@ def workload(settings: RunSettings) -> Workload:
     except OSError as error:
         raise InvalidData(f"{settings.trace}: can't be read ({error.strerror})") from error
     if b'"atoll-workload"' in head:
-        return decode(settings.trace.read_bytes()).workload(settings.seed, settings.rate_scale)
-    return Replay(_edited(iter(TraceFile(settings.trace)), settings))
-
-
-def _edited(demands: Iterator[Demand], settings: RunSettings) -> Iterator[Demand]:
-    demands = edits.work(demands, Counter())
-    if settings.rate_scale != 1:
-        demands = edits.faster(demands, settings.rate_scale)
-    if settings.shrink != 1:
-        demands = edits.smaller(demands, settings.shrink)
-    return demands
+        found = decode(settings.trace.read_bytes()).workload(settings.seed, settings.rate_scale)
+    else:
+        demands = edits.work(TraceFile(settings.trace), Counter())
+        found = Replay(edits.faster(demands, settings.rate_scale))
+    return edits.Shrunk(found, settings.shrink) if settings.shrink != 1 else found
 
 
 async def _progress(heard: Heard, seconds: float) -> None:

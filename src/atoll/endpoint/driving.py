@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from atoll.endpoint.api import Endpoint, Request, Sampling, Tokens
@@ -36,8 +37,8 @@ class Prompts:
     def of(self, arrival: Arrival) -> tuple[int, ...]:
         """What was said in the session, and new tokens after it; named blocks are the same wherever they are named."""
         begun = self._said.get(arrival.session, []) if arrival.turn else []
-        for block in arrival.hash_ids:
-            begun = begun + self._drawn(("block", block), 512)
+        for block in islice(arrival.hash_ids, math.ceil(arrival.prompt_tokens / arrival.block_tokens)):
+            begun = begun + self._drawn(("block", block), arrival.block_tokens)
         begun = begun[: arrival.prompt_tokens - 1]
         new = self._drawn(("prompt", arrival.number), arrival.prompt_tokens - len(begun))
         return (*begun, *new)

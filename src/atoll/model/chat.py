@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
+from jinja2.nodes import EvalContext
 from jinja2.runtime import Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -41,7 +42,17 @@ _PASSING_ON: Final = _LOOKING | {"list", "map", "select", "selectattr", "reject"
     "defined", "undefined", "none", "string", "mapping", "iterable", "sequence", "number", "true", "false", "boolean"
 }  # fmt: skip
 """Filters and tests that don't go into what the elements hold."""
-_FORBIDDEN_FILTERS: Final = {"random"}  # the same conversation is the same text
+_FORBIDDEN_FILTERS: Final = {"random"} | {"batch", "center", "slice", "urlize", "wordwrap"}
+"""The same conversation is the same text; and of the others no template has need: they make much of little."""
+_METHODS: Final = """
+    capitalize casefold center count endswith find format index isalnum isalpha isdecimal isdigit islower isnumeric
+    isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix replace rfind rindex rjust
+    rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill
+"""
+"""Of texts. The others make bytes, or much of little; numbers need none."""
+_LONGEST_SET: Final = 256
+"""Characters to strip, each of which is looked for again and again."""
+_MOST_DIGITS: Final = 16
 _WIDE: Final = re.compile(r"\d{5}|\*")  # in a format: a width that makes much of little
 _WIDTH_IN_WIDTH: Final = re.compile(r"\{[^}]*\{")
 
@@ -152,7 +163,11 @@ def _charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             _charge(*args, *named.values())
         if name == "format":
             _check_format(args[0])
-        _check_widths(args)
+            _check_length(str(args[0]).count("%"), _length((args[1:], named)))
+        if name == "join":  # after what Jinja puts first
+            args = (args[0], _turns(args[1]), *args[2:])
+        _check_widths((*args, *named.values()))
+        _check_growth(name, [arg for arg in args if not isinstance(arg, EvalContext | _Sandbox)], named)
         result = function(*args, **named)
         if name not in _LOOKING:
             _glance(result)
@@ -164,6 +179,40 @@ def _charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def _check_format(pattern: object) -> None:
     if isinstance(pattern, str) and _WIDE.search(pattern):
         raise SecurityError(f"the format {pattern[:40]!r} is not taken here")
+
+
+def _check_growth(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Nothing is asked for that is much longer than what it is made of, or takes far longer. `args`: the text first."""
+    first, others = args[0] if args else "", [*args[1:], *named.values()]
+    texts = [value for value in others if isinstance(value, str)]
+    if name == "replace" and len(texts) > 1:
+        text, (a, b) = str(first), texts[:2]
+        _check_length(max(text.count(a) * len(b), text.count(b) * len(a)), 1)
+    elif name == "join":
+        _check_length(len(first) if hasattr(first, "__len__") else 0, max(map(len, texts), default=0))
+    elif name == "indent":
+        widths = [len(value) if isinstance(value, str) else int(value) for value in others if value is not None]
+        _check_length(len(str(first).splitlines()) + 1, max(widths, default=4))
+    elif name in ("strip", "lstrip", "rstrip", "trim") and max(map(len, texts), default=0) > _LONGEST_SET:
+        raise _TooMuch(f"more than {_LONGEST_SET} characters to strip")
+    elif name == "round" and any(isinstance(value, int) and abs(value) > _MOST_DIGITS for value in others):
+        raise _TooMuch(f"more than {_MOST_DIGITS} digits")
+    elif name == "sum" and any(isinstance(value, _LISTS) for value in others):
+        raise SecurityError("sums of lists are not taken here")
+
+
+def _check_length(times: int, length: int) -> None:
+    if times * length > LARGEST_TEXT:
+        raise _TooMuch(f"a text of more than {LARGEST_TEXT} characters")
+
+
+def _length(value: Any) -> int:
+    """Characters that it takes to write, with few escapes; paid for before."""
+    if isinstance(value, Mapping):
+        return sum(2 + _length(key) + _length(inner) for key, inner in value.items())
+    if isinstance(value, _LISTS):
+        return sum(2 + _length(inner) for inner in value)
+    return len(value) if isinstance(value, str) else 32
 
 
 def _check_widths(values: Sequence[object]) -> None:
@@ -249,7 +298,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         _step(1)
         if (owner := getattr(obj, "__self__", None)) is not None:  # a method, which may compare or write its arguments
             _charge(owner, *args, *named.values())
-        _check_widths(args)
+            name = getattr(obj, "__name__", "")
+            if isinstance(owner, int | float) or (isinstance(owner, str) and name not in _METHODS.split()):
+                raise SecurityError(f"the method {name!r} is not taken here")
+            if isinstance(owner, str) and name == "join" and args:
+                args = (_turns(args[0]), *args[1:])
+                _check_growth(name, [args[0], owner], {})
+            elif isinstance(owner, str):
+                _check_growth(name, [owner, *args], named)
+        _check_widths((*args, *named.values()))
         result = super().call(context, obj, *args, **named)
         _glance(result)
         return result
@@ -266,17 +323,26 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str):
             _charge(right)
             _check_format(left)
+            _check_length(left.count("%"), _length(right))
         result = super().call_binop(context, operator, left, right)
         _glance(result)
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         found = super().wrap_str_format(value)
-        if found is not None:
-            _check_format(pattern := value.__self__)
-            if _WIDTH_IN_WIDTH.search(pattern):
-                raise SecurityError(f"the format {pattern[:40]!r} is not taken here")
-        return found
+        if found is None:
+            return None
+        _check_format(pattern := value.__self__)
+        if _WIDTH_IN_WIDTH.search(pattern):
+            raise SecurityError(f"the format {pattern[:40]!r} is not taken here")
+
+        @wraps(found)
+        def bounded(*args: Any, **named: Any) -> str:
+            _charge(args, named)
+            _check_length(pattern.count("{"), _length((args, named)))
+            return found(*args, **named)
+
+        return bounded
 
 
 def _output(value: Any) -> Any:
@@ -301,7 +367,17 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Without the escapes for HTML of Jinja's own."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, check_circular=False
+    )
+    if max(map(len, separators or ()), default=0) > _LONGEST_SET or len(str(indent)) > _LONGEST_SET:
+        raise _TooMuch(f"more than {_LONGEST_SET} characters between values")
+    parts, length = [], 0
+    for part in encoder.iterencode(value):  # with an indent piece by piece
+        parts.append(part)
+        length += len(part)
+        _check_length(length, 1)
+    return "".join(parts)
 
 
 def _plain(value: Any) -> Any:

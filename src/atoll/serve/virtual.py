@@ -32,8 +32,6 @@ _END: Final = 0
 _WORD: Final = 1
 _BLOCKS: Final = 2
 """From here on."""
-_NAMED_BLOCK: Final = 512
-"""Tokens that one of an arrival's `hash_ids` stands for."""
 _NS: Final = 1_000_000_000
 
 
@@ -390,7 +388,8 @@ class _Sent:
 
 def prompt_tokens(arrival: Arrival) -> tuple[int, ...]:
     """A prompt's tokens: the same where the arrival names the same blocks; after them, one like no other's."""
-    named = (_BLOCKS + block * _NAMED_BLOCK + i for block in arrival.hash_ids for i in range(_NAMED_BLOCK))
+    size = arrival.block_tokens
+    named = (_BLOCKS + block * size + i for block in arrival.hash_ids for i in range(size))
     shared = tuple(islice(named, arrival.prompt_tokens))
     own = arrival.prompt_tokens - len(shared)
     return (*shared, -1 - arrival.number, *(_WORD,) * (own - 1)) if own else shared

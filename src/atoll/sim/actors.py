@@ -111,6 +111,8 @@ class Process:
     def begin(self, main: Main) -> None:
         """Run it."""
         if self.dead:
+            self.done = True
+            self.world.ended()
             return
         task = self.world.loop.create_task(main(_Runtime(self)), name=self.name, context=self.context.copy())
         task.add_done_callback(self._ended)

@@ -197,7 +197,7 @@ def from_entries(entries: Iterable[Mapping[str, Any]]) -> list[Timed]:
         fields = dict(entry)
         at_s, kind, for_s = fields.pop("at_s", None), fields.pop("kind", None), fields.pop("for_s", math.inf)
         try:
-            _check(kind in KINDS, f"kind {kind!r} must be one of {', '.join(KINDS)}")
+            _check(str(kind) in KINDS, f"kind {kind!r} must be one of {', '.join(KINDS)}")
             fault = msgspec.convert(fields, KINDS[str(kind)], strict=True)
             surplus = fields.keys() - asdict(fault).keys()
             _check(not surplus, f"a {kind} has no {', '.join(sorted(surplus))}")

@@ -17,6 +17,7 @@ class Memory:
         self.used = self.peak = 0
         self._loop = loop
         self._line: deque[tuple[int, Callable[[], object]]] = deque()
+        self._era = 0  # between two clearings
 
     @property
     def free(self) -> int:
@@ -49,6 +50,7 @@ class Memory:
 
     def clear(self) -> None:
         """Forget who holds and who waits: their process has ended."""
+        self._era += 1
         self.used = 0
         self._line.clear()
 
@@ -56,7 +58,11 @@ class Memory:
         while self._line and self._line[0][0] <= self.free:
             nbytes, then = self._line.popleft()
             self._hold(nbytes)
-            self._loop.post(0, then)
+            self._loop.post(0, self._admitted, self._era, then)
+
+    def _admitted(self, era: int, then: Callable[[], object]) -> None:
+        if era == self._era:
+            then()
 
     def _hold(self, nbytes: int) -> None:
         self.used += nbytes

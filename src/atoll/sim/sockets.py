@@ -267,6 +267,7 @@ class End(asyncio.Transport):
         if self._over and why is not None:
             return
         self._over = True
+        self._waits = False  # who waits to write hears of the end instead
         self._sockets.forget(self)
         if self._protocol is not None:
             self._soon(self._protocol.connection_lost, why)

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 
@@ -16,12 +16,14 @@ from atoll.errors import InvalidConfig
 
 Service = Literal["api", "conversation"]
 End = Literal["answered", "refused", "timed out", "aborted"]
+BLOCK_TOKENS: Final = 512
+"""What one of `hash_ids` stands for, as in Mooncake's traces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What anybody may know of a request when it comes. `hash_ids` name the blocks of its prompt: equal ids at the
-    start of two prompts are a shared prefix. `turn` counts from 0 within its session."""
+    """What anybody may know of a request when it comes. `hash_ids` name the blocks of its prompt, `block_tokens` each:
+    equal ids at the start of two prompts are a shared prefix. `turn` counts from 0 within its session."""
 
     number: int
     at_s: float
@@ -31,6 +33,7 @@ class Arrival:
     turn: int = 0
     service: Service = "api"
     model: str = ""
+    block_tokens: int = BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ import pytest
 
 from atoll.errors import InvalidData
 from atoll.rng import stream
-from atoll.workload.api import Arrival, Demand
+from atoll.workload.api import Arrival, Demand, Service
 from atoll.workload.fit.columns import Columns, columns
 from atoll.workload.fit.describe import describe
 from atoll.workload.fit.held_out import arrivals_held_out, halves, lengths_held_out
-from atoll.workload.fit.model import Model, decode, encode, fit_model
+from atoll.workload.fit.model import Model, Stream, decode, encode, fit_model
 from atoll.workload.fit.stats import ks_distance, spearman
-from atoll.workload.generate.lengths import LogNormal, Zipf
+from atoll.workload.generate.failures import Failures
+from atoll.workload.generate.lengths import Empirical, LogNormal, Zipf
 from atoll.workload.generate.processes import Gamma, Poisson, Seasonal, Windows
 from atoll.workload.trace.files import TraceFile
 
@@ -137,6 +138,58 @@ def test_every_law_can_be_asked_for(source: Columns) -> None:
         fit_model(api, arrivals="week")
     slow = columns(Demand(Arrival(i, i * 60.0, 5, str(i)), 5) for i in range(5000))
     assert isinstance(fit_model(slow, arrivals="week", begins_s=60.0).streams[0].arrivals, Seasonal)
+
+
+def made_for(model: Model, span_s: float, seed: int = 3) -> Columns:
+    return columns(takewhile(lambda d: d.arrival.at_s < span_s, model.trace(seed)))
+
+
+def every(gap_s: float, n: int, start_s: float = 0.0, service: Service = "api") -> list[Demand]:
+    return [Demand(Arrival(i, start_s + i * gap_s, 50, f"{service}{i}", service=service), 20) for i in range(n)]
+
+
+@pytest.mark.parametrize("start_s", [0.0, 300.0, 590.0, 594.5])
+def test_a_service_has_its_rate_over_all_of_the_trace_whenever_it_is_used(start_s: float) -> None:
+    both = sorted(every(1.0, 601) + every(0.2, 6, start_s, "conversation"), key=lambda d: d.arrival.at_s)
+    windows, poisson = (fit_model(columns(both), arrivals=law).streams[1].arrivals for law in ("windows", "poisson"))
+    assert isinstance(windows, Windows)
+    assert isinstance(poisson, Poisson)
+    assert windows.mean_rate_per_s == pytest.approx(6 / 600)
+    assert poisson.rate_per_s == pytest.approx(6 / 600)
+
+
+def test_what_comes_in_the_last_moments_alone_makes_a_model() -> None:
+    both = every(1.0, 601) + every(0.2, 6, 601.0, "conversation")
+    arrivals = fit_model(columns(both)).streams[1].arrivals
+    assert isinstance(arrivals, Windows)
+    assert arrivals.mean_rate_per_s == pytest.approx(6 / 660)
+
+
+def test_a_trace_shorter_than_a_window_keeps_its_rate() -> None:
+    arrivals = fit_model(columns(every(0.1, 101))).streams[0].arrivals
+    assert isinstance(arrivals, Windows)
+    assert arrivals.mean_rate_per_s == pytest.approx(10, rel=0.02)
+
+
+def test_a_share_that_fails_in_bursts_is_as_large_in_the_trace_that_is_made() -> None:
+    arrivals = Windows(1200.0, (0.01, 0.01, 0.01, 0.05), (1.0,) * 4)  # some ten in a window: more or fewer by chance
+    failures = Failures(0.02, 0.2, arrivals.mean_rate_per_s, 1200.0)
+    lengths = Empirical([50])
+    source = made_for(Model(streams=(Stream("api", arrivals, lengths, lengths, failures),)), 4 * 86400)
+    again = made_for(fit_model(source, window_s=1200.0), 4 * 86400)
+    assert again.failed.mean() == pytest.approx(source.failed.mean(), abs=0.03)
+
+
+def test_a_question_that_failed_is_a_turn_of_its_session() -> None:
+    demands = []  # nobody is answered twice, but all come again
+    for i in range(200):
+        for turn, at_s in enumerate((10.0 * i, 10.0 * i + 3)):
+            arrival = Arrival(len(demands), at_s, 50, f"s{i}", (), turn, "conversation")
+            demands.append(Demand(arrival, 20 * turn, failed=not turn))
+    talk = fit_model(columns(demands)).streams[0].talk
+    assert talk
+    assert talk.think.draw(stream(0, "think")) == pytest.approx(3.0, rel=0.01)
+    assert talk.first == Empirical([50] * 200)
 
 
 def test_traces_too_small_to_fit_are_refused() -> None:

@@ -119,6 +119,9 @@ def test_laws_of_lengths_are_found() -> None:
     assert fit_zipf(draws(LogNormal(400, 0.7))).a == pytest.approx(1.001)  # flatter than any law of Zipf
     with pytest.raises(InvalidData):
         fit_empirical(np.array([0, 5]))
+    for fit in (fit_zipf, fit_log_normal):
+        with pytest.raises(InvalidData, match="cap the trace"):
+            fit(np.array([5, 1 << 30]))
 
 
 def test_a_thousand_quantiles_are_the_distribution() -> None:

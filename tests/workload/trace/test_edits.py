@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 
 from atoll.errors import InvalidConfig
 from atoll.workload.api import Arrival, Demand
-from atoll.workload.trace.edits import capped, faster, selected, smaller, work
+from atoll.workload.generate.conversations import Conversations, GammaTime, Talk
+from atoll.workload.generate.lengths import Empirical
+from atoll.workload.generate.loops import Together
+from atoll.workload.generate.processes import Poisson
+from atoll.workload.trace.edits import Shrunk, capped, faster, selected, smaller, work
 
 
 def a_trace() -> list[Demand]:
@@ -59,14 +63,24 @@ def test_lengths_are_capped_and_counted() -> None:
     counts: Counter[str] = Counter()
     got = list(capped(a_trace(), counts))
     assert [(d.arrival.prompt_tokens, d.output_tokens) for d in got] == [(1024, 100), (10, 0), (10, 1024), (16, 1)]
-    assert got[0].arrival.hash_ids == (1, 2, 3)  # blocks of 500 here
+    assert got[0].arrival.hash_ids == (1, 2)
     assert counts == {"capped": 2}
 
 
 def test_lengths_shrink_in_proportion_and_never_to_nothing() -> None:
     got = list(smaller(a_trace(), 16))
     assert [(d.arrival.prompt_tokens, d.output_tokens) for d in got] == [(125, 6), (1, 0), (1, 188), (1, 1)]
-    assert got[0].arrival.hash_ids == (1, 2, 3, 4)
+    assert (got[0].arrival.hash_ids, got[0].arrival.block_tokens) == ((1, 2, 3, 4), 32)
+    assert next(capped(got, Counter(), prompt_tokens=70)).arrival.hash_ids == (1, 2, 3)
+
+
+def test_who_comes_because_of_an_answer_is_shrunk_too() -> None:
+    talk = Talk(Empirical([2]), GammaTime(1.0, 1.0), Empirical([1600]), Empirical([800]), Empirical([160]))
+    workload = Shrunk(Together([Conversations(Poisson(1.0), talk, seed=0)]), 16)
+    first = next(workload.start())
+    (second,) = workload.handle(first.arrival, 9.0)
+    assert [(d.arrival.prompt_tokens, d.output_tokens) for d in (first, second)] == [(100, 10), (160, 10)]
+    assert second.arrival.hash_ids[:3] == first.arrival.hash_ids[:3]
 
 
 def test_impossible_edits_are_refused() -> None:

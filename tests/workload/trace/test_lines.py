@@ -53,6 +53,7 @@ def traces(draw: st.DrawFn) -> list[Demand]:
             draw(st.integers(0, 99)),
             draw(st.sampled_from(["api", "conversation"])),
             draw(texts),
+            draw(tokens),
         )
         failed = draw(st.booleans())
         found.append(Demand(arrival, 0 if failed else draw(tokens), failed, draw(optional_s)))

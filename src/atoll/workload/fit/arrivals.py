@@ -34,13 +34,13 @@ def window_for(span_s: float) -> float:
     return 1200.0 if span_s > 6 * 3600 else 60.0
 
 
-def windows_of(at_s: Column, window_s: float, method: Method = "moments") -> list[Window]:
-    """Rate and cv of each window from time 0 on. A gap over the edge of a window belongs to none: the rate is the
-    count by the window's length."""
-    if not (0 < window_s < math.inf and len(at_s) and at_s[-1] / window_s < 1e7):
+def windows_of(at_s: Column, window_s: float, method: Method = "moments", span_s: float = 0.0) -> list[Window]:
+    """Rate and cv of each window from time 0 to `span_s` or the last arrival. A gap over the edge of a window belongs
+    to none: the rate is the count by the window's length."""
+    if not (0 < window_s < math.inf and len(at_s) and _end_s(at_s, span_s) / window_s < 1e7):
         raise InvalidConfig(f"{len(at_s)} arrivals can't be cut in windows of {window_s} s")
     cv_by: Callable[[Column], float] = cv_of if method == "moments" else _cv_by_likelihood
-    edges = np.arange(int(at_s[-1] // window_s) + 2) * window_s
+    edges = np.arange(int(_end_s(at_s, span_s) // window_s) + 2) * window_s
     found = []
     for start, end in zip(*_pairs(np.searchsorted(at_s, edges)), strict=True):
         gaps = np.diff(at_s[start:end])
@@ -48,19 +48,20 @@ def windows_of(at_s: Column, window_s: float, method: Method = "moments") -> lis
     return found
 
 
-def fit_windows(at_s: Column, window_s: float, method: Method = "moments") -> Windows:
+def fit_windows(at_s: Column, window_s: float, method: Method = "moments", span_s: float = 0.0) -> Windows:
     """The process whose windows are as those of the trace, in their order. One with too few gaps takes the median cv.
-    Of the last, cut short by the trace's end, less than a quarter is left out, more stands for a whole one."""
-    found = windows_of(at_s, window_s, method)
+    Of the last, cut short by the trace's end, less than a quarter is left out if others have arrivals; more, or an only
+    one, stands for a whole one."""
+    found = windows_of(at_s, window_s, method, span_s)
     known = [window.cv for window in found if not math.isnan(window.cv)]
     usual = float(np.median(known)) if known else 1.0
     rates = [window.rate_per_s for window in found]
     cvs = [usual if math.isnan(window.cv) else min(max(window.cv, MIN_CV), MAX_CV) for window in found]
-    last_s = float(at_s[-1]) % window_s
-    if len(found) > 1 and last_s < window_s / 4:
-        rates, cvs = rates[:-1], cvs[:-1]
-    elif len(found) > 1:
+    last_s = _end_s(at_s, span_s) % window_s
+    if last_s >= window_s / 4 or (len(found) == 1 and last_s):
         rates[-1] *= window_s / last_s
+    elif any(rates[:-1]):
+        rates, cvs = rates[:-1], cvs[:-1]
     return Windows(window_s, tuple(rates), tuple(cvs))
 
 
@@ -71,12 +72,12 @@ def cv_percentiles(at_s: Column, window_s: float) -> tuple[float, float, float]:
     return float(low), float(middle), float(high)
 
 
-def hour_of_week(at_s: Column, begins_s: float) -> tuple[float, ...]:
+def hour_of_week(at_s: Column, begins_s: float, span_s: float = 0.0) -> tuple[float, ...]:
     """The rate in each hour of the week by the mean over all hours seen; 1 for an hour never seen. For `Seasonal`.
 
     Raises `InvalidData` for less than two days, which show no period.
     """
-    span_s = float(at_s[-1])
+    span_s = _end_s(at_s, span_s)
     if span_s < 2 * 86400:
         raise InvalidData(f"{span_s / 3600:.1f} hours show no days; two days are needed")
     counts = np.bincount(((at_s + begins_s) // 3600).astype(int) % HOURS, minlength=HOURS).astype(float)
@@ -98,6 +99,10 @@ def _cv_by_likelihood(gaps: Column) -> float:
     if not (gaps > 0).any():
         return math.nan
     return 1 / math.sqrt(gamma_by_likelihood(gaps)[0])
+
+
+def _end_s(at_s: Column, span_s: float) -> float:
+    return max(float(at_s[-1]), span_s)
 
 
 def _pairs(places: Column) -> tuple[Column, Column]:

@@ -89,8 +89,9 @@ def think_distance(law: AnyTime, think_s: Column, seed: int = 0) -> float:
 
 
 def fit_talk(columns: Columns, output: AnyAnswers) -> Talk:
-    """All of it. Prompts that don't hold their history are taken for what a turn adds."""
-    found = sessions_of(columns)
-    cumulative = found.grows >= 0.5
-    more: AnyLengths = fit_empirical(found.added if cumulative else found.first)
-    return Talk(fit_turns(found.turns), fit_think(found.think_s), fit_empirical(found.first), more, output, LONGEST)
+    """All of it: lengths as of those that were answered, turns and times of all that were asked. Prompts that don't
+    hold their history are taken for what a turn adds."""
+    asked, answered = sessions_of(columns), sessions_of(columns.where(~columns.failed))
+    cumulative = answered.grows >= 0.5
+    more: AnyLengths = fit_empirical(answered.added if cumulative else answered.first)
+    return Talk(fit_turns(asked.turns), fit_think(asked.think_s), fit_empirical(answered.first), more, output, LONGEST)

@@ -16,4 +16,5 @@ def fit_failures(columns: Columns, window_s: float) -> Failures:
     spread = excess - excess.mean()
     slope = float((spread * failed).sum() / (spread**2).sum()) if (spread**2).sum() else 0.0
     slope = min(max(slope, 0.0), 1.0)
-    return Failures(min(max(float(failed.mean() - slope * excess.mean()), 0.0), 1.0), slope, mean_rate_per_s)
+    base = min(max(float(failed.mean() - slope * excess.mean()), 0.0), 1.0)
+    return Failures(base, slope, mean_rate_per_s, window_s)

@@ -25,14 +25,14 @@ def fit_empirical(lengths: Column) -> Empirical:
 
 def fit_log_normal(lengths: Column) -> LogNormal:
     """By likelihood; within the lengths seen."""
-    logs = np.log(_some(lengths))
+    logs = np.log(_short(lengths))
     low, high = int(lengths.min()), int(lengths.max())
     return LogNormal(min(max(float(np.exp(logs.mean())), low), high), float(logs.std()), low, high)
 
 
 def fit_zipf(lengths: Column) -> Zipf:
     """By likelihood, up to the longest seen; Zipf's law needs a > 1, which flatter lengths than that get too."""
-    high = int(_some(lengths).max())
+    high = int(_short(lengths).max())
     logs = np.log(np.arange(1, high + 1))
     target = float(np.log(lengths).mean())
 
@@ -69,6 +69,13 @@ def fit_joint(prompts: Column, outputs: Column) -> Joint:
             begin = end
     answers.append(Empirical(quantiles(outputs[begin:], IN_BIN)))
     return Joint(tuple(starts), tuple(answers))
+
+
+def _short(lengths: Column) -> Column:
+    """For laws that reach up to the longest."""
+    if _some(lengths).max() > LONGEST:
+        raise InvalidData(f"a length of {lengths.max()} is beyond what laws are for, {LONGEST}; cap the trace first")
+    return lengths
 
 
 def _some(lengths: Column) -> Column:

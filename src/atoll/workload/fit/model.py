@@ -78,11 +78,11 @@ def fit_model(
         ("api", columns.where(~columns.conversation)),
         ("conversation", columns.where(columns.conversation)),
     ]
+    span_s = float(columns.at_s[-1])
+    window_s = window_s or window_for(span_s)
     return Model(
         streams=tuple(
-            _fit_stream(
-                service, part, begins_s, window_s or window_for(float(columns.at_s[-1])), method, arrivals, lengths
-            )
+            _fit_stream(service, part, span_s, begins_s, window_s, method, arrivals, lengths)
             for service, part in parts
             if len(part)
         )
@@ -112,6 +112,7 @@ def _workload(part: Stream, seed: int, scale: float) -> Workload:
 def _fit_stream(
     service: Service,
     columns: Columns,
+    span_s: float,
     begins_s: float,
     window_s: float,
     method: Method,
@@ -124,10 +125,10 @@ def _fit_stream(
     output = _fit_answers(answered, lengths)
     talk, at_s = None, columns.at_s
     if service == "conversation" and (found := sessions_of(columns)).turns.max() > 1:
-        talk, at_s = fit_talk(answered, output), found.starts_s
+        talk, at_s = fit_talk(columns, output), found.starts_s
     return Stream(
         service,
-        _fit_arrivals(jittered(at_s), begins_s, window_s, method, arrivals),
+        _fit_arrivals(jittered(at_s), span_s, begins_s, window_s, method, arrivals),
         _fit_prompts(answered, lengths),
         output,
         fit_failures(columns, window_s),
@@ -135,11 +136,12 @@ def _fit_stream(
     )
 
 
-def _fit_arrivals(at_s: Column, begins_s: float, window_s: float, method: Method, law: ArrivalsLaw) -> AnyProcess:
-    span_s = float(at_s[-1])
+def _fit_arrivals(
+    at_s: Column, span_s: float, begins_s: float, window_s: float, method: Method, law: ArrivalsLaw
+) -> AnyProcess:
     if span_s <= 0:
         raise InvalidData(f"{len(at_s)} arrivals at one moment have no rate")
-    windows = fit_windows(at_s, window_s, method)
+    windows = fit_windows(at_s, window_s, method, span_s)
     match law:
         case "windows":
             return windows
@@ -148,7 +150,7 @@ def _fit_arrivals(at_s: Column, begins_s: float, window_s: float, method: Method
         case "gamma":
             return Gamma(len(at_s) / span_s, float(np.median(windows.cvs)))
         case "week":
-            weights = hour_of_week(at_s, begins_s)
+            weights = hour_of_week(at_s, begins_s, span_s)
             return Seasonal(Gamma(len(at_s) / span_s, float(np.median(windows.cvs))), weights, begins_s=begins_s)
 
 

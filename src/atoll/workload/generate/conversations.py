@@ -14,12 +14,9 @@ import xxhash
 
 from atoll.errors import InvalidConfig
 from atoll.rng import stream
-from atoll.workload.api import Arrival, Demand, Process
+from atoll.workload.api import BLOCK_TOKENS, Arrival, Demand, Process
 from atoll.workload.generate.lengths import LONGEST, AnyAnswers, AnyLengths, Joint
 from atoll.workload.generate.processes import check_positive
-
-BLOCK_TOKENS = 512
-"""What one of `hash_ids` stands for, as in Mooncake's traces."""
 
 
 class LogNormalTime(msgspec.Struct, frozen=True, tag_field="kind", tag="log-normal"):

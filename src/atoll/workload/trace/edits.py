@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from atoll.errors import InvalidConfig
-from atoll.workload.api import Demand
+from atoll.workload.api import Arrival, Demand, Workload
 from atoll.workload.generate.loops import renumbered
 from atoll.workload.generate.processes import check_positive
 
@@ -60,7 +60,7 @@ def capped(
             continue
         counts["capped"] += 1
         kept = min(arrival.prompt_tokens, prompt_tokens)
-        blocks = math.ceil(len(arrival.hash_ids) * kept / max(1, arrival.prompt_tokens))
+        blocks = math.ceil(kept / arrival.block_tokens)
         arrival = replace(arrival, prompt_tokens=kept, hash_ids=arrival.hash_ids[:blocks])
         yield replace(demand, arrival=arrival, output_tokens=min(demand.output_tokens, output_tokens))
 
@@ -79,8 +79,25 @@ def smaller(demands: Iterable[Demand], factor: float) -> Iterator[Demand]:
     """For tiny models: all lengths, and the blocks `hash_ids` stand for, through `factor`; at least 1 token is left."""
     check_positive(factor=factor)
     for demand in demands:
-        arrival = replace(demand.arrival, prompt_tokens=_shrunk(demand.arrival.prompt_tokens, factor))
+        arrival = replace(
+            demand.arrival,
+            prompt_tokens=_shrunk(demand.arrival.prompt_tokens, factor),
+            block_tokens=_shrunk(demand.arrival.block_tokens, factor),
+        )
         yield replace(demand, arrival=arrival, output_tokens=_shrunk(demand.output_tokens, factor))
+
+
+class Shrunk:
+    """The same of a workload."""
+
+    def __init__(self, workload: Workload, factor: float) -> None:
+        self._workload, self._factor = workload, factor
+
+    def start(self) -> Iterator[Demand]:
+        return smaller(self._workload.start(), self._factor)
+
+    def handle(self, answered: Arrival, now_s: float) -> Sequence[Demand]:
+        return list(smaller(self._workload.handle(answered, now_s), self._factor))
 
 
 def _shrunk(tokens: int, factor: float) -> int:

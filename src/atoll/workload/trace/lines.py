@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from atoll.errors import InvalidData
-from atoll.workload.api import Arrival, Demand, Service, Tally
+from atoll.workload.api import BLOCK_TOKENS, Arrival, Demand, Service, Tally
 
 FORMAT: Final = "atoll-trace"
 VERSION: Final = 1
@@ -36,6 +36,7 @@ class _Line(msgspec.Struct, omit_defaults=True):
     failed: bool = False
     elapsed_s: float | None = None
     hash_ids: tuple[int, ...] = ()
+    block_tokens: int = BLOCK_TOKENS
 
 
 def write(demands: Iterable[Demand], begins_s: Callable[[], float] = float) -> Iterator[bytes]:
@@ -50,7 +51,7 @@ def write(demands: Iterable[Demand], begins_s: Callable[[], float] = float) -> I
         yield encoder.encode(
             _Line(
                 a.at_s, a.prompt_tokens, demand.output_tokens, a.session, a.turn, a.service, a.model,
-                demand.failed, demand.elapsed_s, a.hash_ids,
+                demand.failed, demand.elapsed_s, a.hash_ids, a.block_tokens,
             )
         ) + b"\n"  # fmt: skip
     if not begun:
@@ -88,7 +89,7 @@ def _demands(rest: Iterable[str], number: int, tally: Tally) -> Iterator[Demand]
             tally.odd["failed"] += 1
         arrival = Arrival(
             tally.emitted, line.at_s, line.prompt_tokens, line.session, line.hash_ids, line.turn, line.service,
-            line.model,
+            line.model, line.block_tokens,
         )  # fmt: skip
         tally.emitted += 1
         yield Demand(arrival, line.output_tokens, line.failed, line.elapsed_s)
@@ -100,7 +101,9 @@ def _check(line: _Line, before_s: float) -> None:
     least = 0 if line.failed else 1
     for name, tokens in (("prompt_tokens", line.prompt_tokens), ("output_tokens", line.output_tokens)):
         if not least <= tokens <= MOST_TOKENS:
-            raise ValueError(f"column {name!r}: {tokens} tokens of what has not failed must be at least 1")
+            raise ValueError(f"column {name!r}: {tokens} tokens must be {MOST_TOKENS} at most, 1 at least if answered")
+    if not 1 <= line.block_tokens <= MOST_TOKENS:
+        raise ValueError(f"column 'block_tokens': {line.block_tokens} must be at least 1")
     if line.turn < 0 or not 0 <= (line.elapsed_s or 0) < math.inf:
         raise ValueError("columns 'turn' and 'elapsed_s' must be at least 0")
 
