@@ -314,13 +314,11 @@ INLINE void as_packed(int packing, Function f) {
     }
 }
 
-// f(n) for a number from 1 to MOST, as a constant that the compiler knows.
+// f(n), n from 1 to MOST, as a constant that the compiler knows; for 0 nothing.
 template <int MOST, class Function>
 INLINE void as_constant(int n, Function f) {
-    if constexpr (MOST > 1) {
-        if (n < MOST) return as_constant<MOST - 1>(n, f);
-    }
-    f(std::integral_constant<int, MOST>());
+    if (n == MOST) f(std::integral_constant<int, MOST>());
+    else if constexpr (MOST > 1) as_constant<MOST - 1>(n, f);
 }
 
 struct Inputs {  // of matrices, [tokens][width]; quantised only where integers are asked for

@@ -24,8 +24,7 @@ from atoll.route.dispatch import Dispatch
 from atoll.serve.scheduler import Limits
 from atoll.serve.virtual import VirtualDrive, VirtualEngine
 from atoll.sim.loop import Loop
-from atoll.workload.api import Arrival, Demand, Outcome
-from atoll.workload.generate.conversations import BLOCK_TOKENS
+from atoll.workload.api import BLOCK_TOKENS, Arrival, Demand, Outcome
 from atoll.workload.generate.loops import Replay
 from atoll.workload.slo import Account, Report
 
