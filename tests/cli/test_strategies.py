@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from atoll.cli.main import run
-from atoll.cli.strategies import IN_ROUNDS, STRATEGIES, options
+from atoll.cli.strategies import STRATEGIES, best
 from atoll.config import parse
 from atoll.train.forecast import Link
-from atoll.train.guide import GUIDES, fewest_steps, take
+from atoll.train.guide import GUIDES, take
 from atoll.train.settings import TrainSettings
 
 HOME = ["--bandwidth", "100mbit", "--rtt", "80ms", "--params", "1e9", "--peers", "8", "--step-time", "2s"]
@@ -33,15 +33,16 @@ def test_each_strategy_has_a_line_that_says_when_and_flags_that_train_takes(caps
 
 def test_on_a_link_each_is_priced_and_one_is_taken(capsys: Any) -> None:
     *rows, taken = told(*HOME, capsys=capsys)
-    assert {row["strategy"] for row in rows} == set(IN_ROUNDS)
+    assert {row["strategy"] for row in rows} == set(STRATEGIES)
     assert all(row["simulated"] for row in (*rows, taken))
     by_name = {row["strategy"]: row for row in rows}
-    ddp, streaming = by_name["ddp"], by_name["streaming"]
+    ddp, streaming, server = by_name["ddp"], by_name["streaming"], by_name["diloco-server"]
     assert ddp["bytes_per_step"] == 2 * 7 / 8 * 2e9  # bf16
     assert ddp["wait_s"] == pytest.approx(ddp["bytes_per_step"] / 12.5e6, rel=0.01)
     assert ddp["utilisation"] == pytest.approx(2 / ddp["step_s"])
     assert streaming["bytes_per_step"] == pytest.approx(2 * 7 / 8 * 1e9 * 4.125 / 8 / 500, rel=1e-3)
     assert streaming["peak_bytes_per_s"] == pytest.approx(12.5e6)
+    assert server["bytes_per_step"] == pytest.approx(5 * 1e9 / 500, rel=0.01)  # float32 down, uint8 up
     assert taken["take"] in by_name
     assert by_name[taken["take"]]["utilisation"] >= 0.95
     assert taken["flags"] == by_name[taken["take"]]["flags"]
@@ -61,11 +62,41 @@ def test_the_one_taken_has_peers_that_hear_of_each_other_soonest(
     bytes_per_s: float, trip_s: float, numbers: int, name: str
 ) -> None:
     link = Link(bytes_per_s, trip_s)
-    found = [fewest_steps(options(each, numbers, 8, 2.0, link)) for each in IN_ROUNDS]
+    found = [best(each, numbers, 8, 2.0, link) for each in STRATEGIES]
     taken = take(found)
     assert taken.name == name
     if taken.reaches:
         assert all(other.age >= taken.age for other in found if other.reaches and other.name != "one-byte")
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("bytes_per_s", [1e5, 1e7, 1e9])
+@pytest.mark.parametrize("trip_s", [1e-4, 50e-3, 1.0])
+@pytest.mark.parametrize("step_s", [0.1, 3.0])
+@pytest.mark.parametrize("numbers", [10**5, 10**7, 10**9])
+@pytest.mark.parametrize("peers", [2, 8])
+def test_a_server_is_for_peers_of_unequal_speed(
+    bytes_per_s: float, trip_s: float, step_s: float, numbers: int, peers: int
+) -> None:
+    """Equal ones always wait less, or hear of each other sooner, in rounds of some kind."""
+    link = Link(bytes_per_s, trip_s)
+    assert take([best(name, numbers, peers, step_s, link) for name in STRATEGIES]).name != "diloco-server"
+    found = [best(name, numbers, peers, step_s, link, slower=3.0) for name in STRATEGIES]
+    server = next(option for option in found if option.name == "diloco-server")
+    assert (take(found) is server) == (server.forecast.utilisation > 1 / 3)
+
+
+def test_a_slowest_peer_is_waited_for_in_rounds_and_not_by_a_server(capsys: Any) -> None:
+    usual, unequal = (
+        {row["strategy"]: row for row in told(*HOME, "--slowest", slowest, capsys=capsys)[:-1]}
+        for slowest in ("1", "2")
+    )
+    assert usual["diloco-server"] == unequal["diloco-server"]
+    assert unequal["co2"]["step_s"] == 2 * usual["co2"]["step_s"]
+    assert unequal["co2"]["utilisation"] == 0.5
+    assert unequal["co2"]["needed_bytes_per_s"] is None
+    assert run(["strategies", *HOME, "--slowest", "2"]) == 0
+    assert "2 times as long on the slowest" in " ".join(capsys.readouterr().out.split())
 
 
 def test_people_see_a_table_that_says_it_is_simulated(capsys: Any) -> None:
@@ -92,6 +123,7 @@ def test_tokens_and_operations_make_a_step(capsys: Any) -> None:
         ({"--rtt": "80 years"}, ["--rtt must be", "80ms"]),
         ({"--params": "0"}, ["--params must be from 1 to 1e15"]),
         ({"--params": "nan"}, ["--params must be from 1 to 1e15"]),
+        ({"--slowest": "0.5"}, ["--slowest must be at least 1", "as 3"]),
         ({"--peers": "0"}, ["--peers must be from 1 to 4096"]),
         ({"--step-time": "1e999s"}, ["--step-time must be"]),
         ({"--step-time": "", "--flops": "1e12"}, ["--tokens-per-step must be above 0", "--step-time"]),

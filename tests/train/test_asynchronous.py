@@ -11,6 +11,7 @@ from atoll import cost as costs
 from atoll.errors import InvalidConfig, InvalidData, MasterLost
 from atoll.net.streams import Streams
 from atoll.runtime.api import Runtime
+from atoll.sim import sockets
 from atoll.sim.actors import Process, World
 from atoll.train.asynchronous.local import Local
 from atoll.train.asynchronous.server import Server
@@ -31,14 +32,15 @@ class Run:
     """One server, any number of workers."""
 
     def __init__(
-        self, changed: TrainSettings | None = None, seed: int = 0, step_s: float = STEP_S, **world: Any
-    ) -> None:
+        self, changed: TrainSettings | None = None, seed: int = 0, step_s: float = STEP_S, latency_s: float = 1e-4,
+        **world: Any,
+    ) -> None:  # fmt: skip
         def cost(op: costs.Op) -> float:
             return step_s if op.kind == "train_step" else 0.0
 
         torch.set_num_threads(1)
         self.settings = changed or settings()
-        self.world = World(Streams(), seed, cost=cost, latency_s=1e-4, **world)
+        self.world = World(Streams(), seed, cost=cost, latency_s=latency_s, **world)
         self.told: list[dict[str, Any]] = []
         self.servers: list[Server] = []
 
@@ -215,6 +217,22 @@ def test_what_it_learnt_before_it_slept_is_dropped_when_that_is_too_old() -> Non
     (dropped,) = run.events("dropped")
     assert dropped["who"] == "b"
     assert run.events("done", "b")
+
+
+def test_equal_workers_take_equal_steps() -> None:
+    run = run_of(3, settings(steps=40)).run()
+    assert {e["steps"] for e in run.events("applied")} == {4}, "what clocks read is rounded, and no difference"
+
+
+def test_a_worker_waits_too_while_a_slow_link_takes_what_it_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much of that its system takes at once."""
+    waits = []
+    for most in (1 << 20, 1 << 10):
+        monkeypatch.setattr(sockets, "MOST_UNREAD", most)
+        run = run_of(1, settings(steps=40), bytes_per_s=1e6).run()
+        waits.append(sum(e["waited"] for e in run.events("step")))
+    assert waits[1] == pytest.approx(waits[0], rel=0.01)
+    assert waits[0] > 19 * 4 * run.parameters.numel() / 1e6, "10 there, 9 back"
 
 
 def test_a_late_worker_takes_part() -> None:

@@ -1,18 +1,22 @@
 """What is foretold of a strategy on a link is what training there, in virtual time, comes to."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.errors import InvalidConfig
-from atoll.train.forecast import Forecast, Link, Transfer, exchange, forecast, needed, say
+from atoll.train.asynchronous.local import Local
+from atoll.train.forecast import Forecast, Link, Transfer, exchange, forecast, held_up, needed, say, served
 from atoll.train.schedule import FragmentSchedule
 from atoll.train.settings import ModelSettings
+from tests.train.test_asynchronous import Run as Served
 from tests.train.tiny import STEP_S, group_of, tiny
 
 TWO_LAYERS = ModelSettings(width=16, layers=2, heads=2, context=16)
@@ -57,6 +61,49 @@ def test_bytes_and_waits_are_those_of_a_run(name: str, place: str, world: int) -
     assert told.sent_bytes / volume == pytest.approx(steps[-1]["sent"], rel=0.02 + slack)
     assert told.waited_s == pytest.approx(sum(step["waited"] for step in steps), rel=0.05 + slack)
     assert told.step_s * STEPS == pytest.approx(sum(step["seconds"] for step in steps), rel=0.05 + slack)
+
+
+SERVED = {"a home": (Link(2e6, 20e-3), 4), "a flat": (Link(2e7, 20e-3), 10), "an office": (Link(2e7, 1e-3), 10)}
+"""And how many steps a round has."""
+
+
+def served_run(
+    workers: int, place: str, slow: Callable[[int], float], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Forecast, float, float]:
+    """What is foretold, and of a run: seconds of waiting and bytes of a round. It takes the time of steps, but none is
+    taken."""
+    monkeypatch.setattr(Local, "step", lambda *of: (1.0, 8))
+    link, every = SERVED[place]
+    model = ModelSettings(width=32, layers=1, heads=2, context=8)
+    chosen = tiny(strategy="diloco-server", codec="uint8", model=model, batch=1, every=every, steps=30 * every)
+    run = Served(chosen, latency_s=link.trip_s / 2, bytes_per_s=link.bytes_per_s)
+    run.serve()
+    for i in range(workers):
+        run.work(f"w{i}", workers, slow=slow(i))
+    run.run()
+    waits = [[e["waited"] for e in run.events("step", f"w{i}") if e["waited"]][1:-1] for i in range(workers)]
+    sent = sum(e["sent"] for e in run.events("done")) / len(run.events("applied"))
+    told = served(every, STEP_S, run.parameters.numel(), workers, link, "uint8")
+    return told, float(np.mean([np.mean(each) for each in waits])), sent
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("place", SERVED)
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_a_server_s_workers_wait_as_long_as_in_a_run(workers: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 10 %, if their speeds differ: so they come at any time."""
+    told, waited_s, sent = served_run(workers, place, lambda i: 1 + 0.13 * i, monkeypatch)
+    assert told.waited_s == pytest.approx(waited_s, rel=0.1)
+    assert told.sent_bytes == pytest.approx(sent, rel=0.02)
+
+
+def test_workers_that_are_exactly_alike_come_together_and_wait_for_each_other_s_transfers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link, _ = SERVED["a home"]
+    told, waited_s, _ = served_run(3, "a home", lambda i: 1.0, monkeypatch)
+    assert waited_s == pytest.approx(3 * told.sent_bytes / link.bytes_per_s + link.trip_s, rel=0.02)
+    assert told.waited_s < waited_s
 
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
@@ -138,6 +185,29 @@ def test_more_bandwidth_never_makes_it_worse(
 
     shares = [share(10.0**decade) for decade in range(3, 13, 3)]
     assert all(0 < a <= b + 1e-9 <= 1 + 2e-9 for a, b in pairwise(shares))
+
+
+def test_a_server_s_queues_are_those_of_the_textbook() -> None:
+    """Seconds: 2 down, 0.5 up, 4 of steps. One worker never waits for another; two do for who happens to be there:
+    each arrives at what the other one alone leaves (2 + 2 * 2 / 7, 0.5 + 0.5 * 0.5 / 7, on a way of 0.5)."""
+    link, numbers = Link(1e6, 0.5), 500_000
+    alone, two = served(4, 1.0, numbers, 1, link, "uint8"), served(4, 1.0, numbers, 2, link, "uint8")
+    up_s = (alone.sent_bytes - 4 * numbers) / 1e6
+    assert up_s == pytest.approx(0.5, rel=0.02)
+    assert alone.waited_s == pytest.approx(0.5 + 2 + up_s)
+    cycle_s = 4 + alone.waited_s
+    assert two.waited_s == pytest.approx(0.5 + 2 * (1 + 2 / cycle_s) + up_s * (1 + up_s / cycle_s))
+    many = served(4, 1.0, numbers, 500, link, "uint8")
+    assert many.waited_s + 4 == pytest.approx(500 * 2, rel=0.01), "its link gives without a pause"
+    assert (alone.peak_bytes_per_s, many.peak_bytes_per_s) == (1e6, 1e6)
+    assert served(4, 100.0, 1000, 3, link).peak_bytes_per_s == 12000
+
+
+def test_in_rounds_the_others_wait_for_the_slowest() -> None:
+    told = held_up(forecast(FragmentSchedule(4), 3.0, [PART]), 3.0)
+    assert told.computed_s / told.steps == pytest.approx(1.0)
+    assert told.step_s == pytest.approx(3 + 2.5 / 4)
+    assert told.utilisation == pytest.approx(1 / (3 + 2.5 / 4))
 
 
 def test_what_is_needed_is_just_enough() -> None:

@@ -3,14 +3,15 @@
     steps        follow the strategy's own `FragmentSchedule`, each with the same time of computing
     an exchange  goes the way the group would choose for it, and is as long as its codec makes it; they share the link
                  one behind the other, while steps are taken, until somebody waits
+    a server     is asked by each worker for itself; those who happen to come together share its link
 
-As the simulation of Douillard et al. 2025 (Streaming DiLoCo, arXiv 2501.18512, section 4). All peers are alike and none
-goes; a link gives its rate from the first byte on.
+As the simulation of Douillard et al. 2025 (Streaming DiLoCo, arXiv 2501.18512, section 4). All peers are alike, but for
+one that may be slower, and none goes; a link gives its rate from the first byte on.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -89,8 +90,9 @@ class Forecast:
     computed_s: float
     waited_s: float
     sent_bytes: float
+    """With a server, by that too."""
     peak_bytes_per_s: float
-    """In the busiest second, or over all where that is shorter."""
+    """In the busiest second, or over all where that is shorter. Of a server's link, where there is one."""
 
     @property
     def step_s(self) -> float:
@@ -109,8 +111,7 @@ def forecast(schedule: FragmentSchedule, step_s: float, parts: Sequence[Transfer
     Over the whole run, if the schedule has an end. Else over as many rounds as it takes for all to come again, after
     twice as many that don't count, and on through two windows.
     """
-    if not 0 < step_s < math.inf:
-        raise InvalidConfig(f"a step must take a time above 0 and finite, not {step_s:g} s")
+    _check(step_s)
     assert len(parts) == schedule.fragments
     period = schedule.every * max(1, schedule.consensus if schedule.late else 1)
     skipped, steps = (0, schedule.steps) if schedule.steps else (2 * period, 3 * period)
@@ -138,6 +139,34 @@ def forecast(schedule: FragmentSchedule, step_s: float, parts: Sequence[Transfer
     return Forecast(counted, counted * step_s, waited, sent, _peak(busy, began_s, clock))
 
 
+def served(every: int, step_s: float, numbers: int, peers: int, link: Link, codec: str | None = None) -> Forecast:
+    """A round of one of so many workers of a server, who come at any time: it gives them so many float32, they take
+    `every` steps, and what they push is as long as the codec makes it.
+
+    Its link is shared fairly, each way by itself: a closed network of two such queues. Mean waits in it don't hang on
+    how what is asked of it is distributed (mean value analysis: Reiser and Lavenberg 1980, J. ACM 27 (2)). Workers that
+    come all at the same moment, as when they begin, wait longest: for `peers` transfers each way.
+    """
+    _check(step_s)
+    pulled, pushed = FLOAT_BYTES * numbers, _encoded(numbers, codec)
+    computed_s, waited_s, queues = every * step_s, 0.0, [0.0, 0.0]
+    for n in range(1, peers + 1):
+        ways_s = [
+            nbytes / link.bytes_per_s * (1 + queue) for nbytes, queue in zip((pulled, pushed), queues, strict=True)
+        ]
+        waited_s = link.trip_s + sum(ways_s)
+        queues = [n * way_s / (computed_s + waited_s) for way_s in ways_s]
+    peak = min(link.bytes_per_s, peers * pulled / min(WINDOW_S, computed_s + waited_s))
+    return Forecast(every, computed_s, waited_s, pulled + pushed, peak)
+
+
+def held_up(told: Forecast, slower: float) -> Forecast:
+    """What it is for all others where these are the steps of the slowest, which take so many times as long as theirs:
+    in rounds they wait for it."""
+    computed_s = told.computed_s / slower
+    return replace(told, computed_s=computed_s, waited_s=told.waited_s + told.computed_s - computed_s)
+
+
 def needed(make: Callable[[Link], Forecast], trip_s: float, target: float) -> float:
     """The least bytes per second at which `make` says that devices compute for `target` of the time, within 1 %.
 
@@ -150,6 +179,11 @@ def needed(make: Callable[[Link], Forecast], trip_s: float, target: float) -> fl
         middle = math.sqrt(low * high)
         low, high = (low, middle) if make(Link(middle, trip_s)).utilisation >= target else (middle, high)
     return high
+
+
+def _check(step_s: float) -> None:
+    if not 0 < step_s < math.inf:
+        raise InvalidConfig(f"a step must take a time above 0 and finite, not {step_s:g} s")
 
 
 def _encoded(numbers: int, codec: str | None) -> int:

@@ -1,12 +1,12 @@
 """Policy: which strategy for which link: when each is used, what to begin with, and which of several to take."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
-from atoll.train.forecast import Forecast, Link, needed
+from atoll.train.forecast import Forecast, Link, held_up, needed
 from atoll.train.schedule import FragmentSchedule
 
 TARGET: Final = 0.95
@@ -18,11 +18,12 @@ EVERY: Final = (20, 40, 100, 200, 500)
 @dataclass(frozen=True)
 class Guide:
     """`begin`: settings for a first run, besides `every`; a `delay` as far as the steps between exchanges allow.
-    `anew`: does it train a model from nothing?"""
+    `anew`: does it train a model from nothing? `rounds`: does everybody exchange at the same step?"""
 
     when: str
     begin: Mapping[str, str | int] = field(default_factory=lambda: MappingProxyType({}))
     anew: bool = True
+    rounds: bool = True
 
 
 GUIDES: Final = {
@@ -33,7 +34,7 @@ GUIDES: Final = {
     "slowmo": Guide("slow links, many peers", {"codec": "uint8"}),
     "co2": Guide("exchanges as long as rounds", {"codec": "uint8"}),
     "eager": Guide("the same, in long runs", {"codec": "uint8"}),
-    "diloco-server": Guide("peers of unequal speed", {"codec": "uint8"}),
+    "diloco-server": Guide("peers of unequal speed", {"codec": "uint8"}, rounds=False),
     "one-byte": Guide("fine-tuning, slowest links", anew=False),
 }
 """In order of preference where other things are equal."""
@@ -69,7 +70,11 @@ class Option:
     def age(self) -> int:
         """Steps that a peer goes without what others have learnt, at most."""
         s = self.schedule
-        return s.every + (s.every if s.late else s.delay)
+        return s.every + (s.every if s.late or not guide(self.name).rounds else s.delay)
+
+    def held_up(self, slower: float) -> "Option":
+        """What it is for all others where this is the slowest peer's, whose steps take so many times as long."""
+        return replace(self, on=lambda link: held_up(self.on(link), slower))
 
 
 def fewest_steps(options: Sequence[Option]) -> Option:

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor, isfinite
-from typing import Any
+from typing import Any, Final
 
 from atoll.group.membership.roster import Gone, Joined, Roster, Tick
 from atoll.group.messages import Beat, Bye, Hello
 from atoll.group.messages import Loss as Lost
+
+
+SAME: Final = 1e-6
+"""Speeds that differ by less are equal: what clocks read is rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,5 +313,7 @@ class Desk:
         left = self.steps - self.taken - at_work
         fastest = max((worker.speed for worker in there if worker.speed is not None), default=None)
         speed = self._known[who].speed
-        steps = self.every if speed is None or fastest is None else max(1, floor(self.every * speed / fastest))
+        steps = (
+            self.every if speed is None or fastest is None else max(1, floor(self.every * speed / fastest * (1 + SAME)))
+        )
         return min(steps, max(0, ceil(left * self.world)))

@@ -182,6 +182,8 @@ class Worker:
         if self._unsent is None:
             return
         head, data = self._unsent
+        began = self.runtime.now()
         await connection.send(head, data, timeout_s=STUCK_S)
+        self._waited_s += self.runtime.now() - began
         self.sent += len(head) + len(data)
         self._unsent = None
