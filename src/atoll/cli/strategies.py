@@ -135,7 +135,7 @@ def options(name: str, numbers: int, peers: int, step_s: float, link: Link) -> l
 
 
 def best(name: str, numbers: int, peers: int, step_s: float, link: Link, slower: float = 1.0) -> Option:
-    """The one of these with the fewest steps that do, as it is for a peer whose steps take that long, while those of the
+    """The one of these with the fewest steps that do, as it is for a peer whose steps take that long; those of the
     slowest take `slower` times as long."""
     if not guide(name).rounds:
         return fewest_steps(options(name, numbers, peers, step_s, link))

@@ -14,7 +14,6 @@ from atoll.group.membership.roster import Gone, Joined, Roster, Tick
 from atoll.group.messages import Beat, Bye, Hello
 from atoll.group.messages import Loss as Lost
 
-
 SAME: Final = 1e-6
 """Speeds that differ by less are equal: what clocks read is rounded."""
 
@@ -312,8 +311,7 @@ class Desk:
         at_work = sum(worker.share for worker in there) + sum(share for _, _, share in self._batch)
         left = self.steps - self.taken - at_work
         fastest = max((worker.speed for worker in there if worker.speed is not None), default=None)
-        speed = self._known[who].speed
-        steps = (
-            self.every if speed is None or fastest is None else max(1, floor(self.every * speed / fastest * (1 + SAME)))
-        )
+        speed, steps = self._known[who].speed, self.every
+        if speed is not None and fastest is not None:
+            steps = max(1, floor(self.every * speed / fastest * (1 + SAME)))
         return min(steps, max(0, ceil(left * self.world)))
