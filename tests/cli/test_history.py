@@ -172,6 +172,18 @@ class TestLosses:
         assert run.history.survived("b")
         assert run.history.peers["b"].reason == "the disk is full"
 
+    def test_who_leaves_a_server_and_comes_to_it_counts_as_the_server_says(self, run: Run) -> None:
+        for world, who in enumerate("ab", start=1):
+            run.say("came", "server", who=who, message=f"{who} joined", world=world, epoch=world)
+        assert run.history.joins() == 0
+        run.step("a", 1)
+        run.say("went", "server", who="b", message="b", world=1, epoch=3)
+        run.say("killed", "b")
+        run.say("went", "server", who="a", message="a", world=0, epoch=4)
+        assert run.history.failures_survived() == 1
+        run.say("came", "server", who="a", message="a is back", world=1, epoch=5)
+        assert run.history.joins() == 1
+
     def test_a_failure_nobody_survives_does_not_count(self, run: Run) -> None:
         run.join("a")
         run.say("failed", "a", message="no")

@@ -88,6 +88,8 @@ class History:
         self._gone: dict[str, int] = {}  # peers that went, and the epoch they were last seen in
         self._joined_in: list[int] = []  # epochs
         self._began_in: int | None = None  # the epoch of the first step
+        self._left: set[str] = set()  # by a server that went on with others
+        self._came_to: list[bool] = []  # a server: was that after the first step?
         self._first: tuple[int, float] | None = None  # step and time of the first step
         self._last: tuple[int, float] | None = None
         self._worlds: dict[int, int] = {}  # by epoch
@@ -198,15 +200,19 @@ class History:
 
     def survived(self, name: str) -> bool:
         """Did this peer go, and do others speak of a group without it?"""
+        if name in self._left:
+            return True
         seen = self._gone.get(name)
         return seen is not None and any(p.epoch > seen for p in self.peers.values() if p.name != name)
 
     def failures_survived(self) -> int:
         """Peers that went and without which the others went on."""
-        return sum(self.survived(name) for name in self._gone)
+        return sum(self.survived(name) for name in self._gone.keys() | self._left)
 
     def joins(self) -> int:
         """How often a peer joined after the first step."""
+        if self._came_to:
+            return sum(self._came_to)
         return sum(self._began_in is not None and epoch > self._began_in for epoch in self._joined_in)
 
     def marks(self) -> dict[str, float]:
@@ -345,12 +351,15 @@ class History:
         peer.state = "serving"
 
     def _came(self, peer: Peer, event: Event) -> str:
+        self._came_to.append(self._first is not None)
         return f"{event['message']}; there are {event['world']} now"
 
     def _server_lost(self, peer: Peer, event: Event) -> str:
         worker = self.peers.get(event["who"])
         if worker is not None and worker.spoken_for:
             self._move(worker, "lost")
+        if event["world"]:
+            self._left.add(event["who"])
         return f"{event['message']} is gone; {event['world']} go on"
 
     def _applied(self, peer: Peer, event: Event) -> None:

@@ -31,8 +31,8 @@ TWO_LOOKS: Final = 4 / 6
 """Of one-byte, which goes forward twice, against going forward and back; the noise it makes besides is not counted."""
 EXAMPLE: Final = "atoll strategies --bandwidth 100mbit --rtt 80ms --params 1e9 --peers 8 --step-time 2s"
 ERROR: Final = (
-    "of runs in virtual time, waits were foretold within 5 %, a server's within 10 %, bytes within 2 % "
-    "(tests/train/test_forecast.py)"
+    "of runs in virtual time, waits were foretold within 5 %, a server's within 10 % where speeds are evenly apart, "
+    "bytes within 2 % (tests/train/test_forecast.py)"
 )
 
 

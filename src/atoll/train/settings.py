@@ -46,8 +46,8 @@ OUTER: Final = {
     "diloco-server": OuterStep(0.7, 0.5),
 }
 """By default: averaging; Wang et al. 2020; Douillard et al. 2023, 2025; Kale et al. 2025; Sun et al. 2024 (who take a
-momentum of 0.2 from 17 peers on, 0.5 from 33, 0.6 from 65); Liu et al. 2024, with less momentum, for what comes late
-makes 0.9 overshoot in short runs."""
+momentum of 0.2 from 17 peers on, 0.5 from 33, 0.6 from 65); Liu et al. 2024, with less momentum: of 0 to 0.9, the
+least loss over 144 runs of two and four workers, one three times as slow, of which 0.9 made 13 % more."""
 
 
 @dataclass(frozen=True)
