@@ -81,7 +81,7 @@ SYSTEMS: tuple[System, ...] = (
         "workload + serve",
         "Drives a real or simulated server with the bursts of real language-model traffic, replayed or fitted.",
         module="atoll.workload",
-        status="partly",
+        status="works",
     ),
     System(
         "dadao",
@@ -290,7 +290,7 @@ SYSTEMS: tuple[System, ...] = (
         "train",
         "Trains data-parallel on slow networks: the average of past steps travels while the next ones are computed.",
         module="atoll.train.momentum",
-        status="partly",
+        status="works",
     ),
     System(
         "fedcompass",
@@ -305,7 +305,7 @@ SYSTEMS: tuple[System, ...] = (
         "train",
         "Trains one model over slow links with a hundredth of the bytes, one fragment at a time, behind the computing.",
         module="atoll.train.outer",
-        status="partly",
+        status="works",
     ),
     System(
         "tokenring",
