@@ -46,6 +46,8 @@ class Company:
         self.awake = threading.Event()
         """Only then they go on."""
         self.awake.set()
+        self.late: int | None = None
+        """This one comes late to each operation."""
         self._threads = [threading.Thread(target=self._reduce, args=(i,), daemon=True) for i in range(3)]
         for thread in self._threads:
             thread.start()
@@ -72,6 +74,8 @@ class Company:
             x[0] = self._stop
             while True:
                 try:
+                    if which == self.late:
+                        time.sleep(0.005)
                     before = x.copy()
                     group.all_reduce(x, "sum", algorithm="direct" if size == SIZES[-1] else None, timeout_s=20.0)
                     break
