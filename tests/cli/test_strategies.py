@@ -138,6 +138,14 @@ def test_what_can_not_be_is_refused_by_its_flag(changes: dict[str, str], words: 
     assert all(word in err for word in words), err
 
 
+@pytest.mark.parametrize(
+    "words", [["--slowest", "3"], ["--rtt", "80ms"], ["--peers", "8"], ["--flops", "5e13"]], ids=str
+)
+def test_who_says_a_part_of_it_is_asked_for_the_rest(words: list[str], capsys: Any) -> None:
+    assert run(["strategies", *words]) == 2
+    assert "--bandwidth must be" in capsys.readouterr().err
+
+
 def test_a_step_of_a_second_is_assumed_where_nothing_is_said_of_it_and_that_is_told(capsys: Any) -> None:
     assert run(["strategies", *HOME[:-2]]) == 0
     assert "1 s of computing per step (a guess: give --step-time)" in " ".join(capsys.readouterr().out.split())

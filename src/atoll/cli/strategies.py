@@ -65,7 +65,7 @@ class StrategiesSettings:
     @property
     def given(self) -> bool:
         """Is a link asked about?"""
-        return any((self.bandwidth, self.params, self.step_time, self.tokens_per_step, self.flops))
+        return replace(self, json=False) != StrategiesSettings()
 
     @property
     def link(self) -> Link:
