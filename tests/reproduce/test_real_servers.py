@@ -10,7 +10,7 @@ from atoll.model.saved import save_model
 from atoll.model.tokenizer import ByteTokenizer
 from atoll.reproduce.calibration.asking import QUICK
 from atoll.reproduce.calibration.calibrate import calibrate_engine
-from atoll.reproduce.calibration.server import served, workload_run
+from atoll.reproduce.server import serving, workload_run
 from atoll.reproduce.simulator.replay import replay
 from tests.serve.bytes_model import model
 
@@ -37,5 +37,5 @@ def test_what_serving_a_model_takes_is_measured_and_can_be_simulated(tmp_path: P
 
 
 def test_what_can_not_be_served_says_why(tmp_path: Path) -> None:
-    with pytest.raises(AtollError, match="does not serve"), served(str(tmp_path / "nothing")):
+    with pytest.raises(AtollError, match="doesn't serve"), serving(str(tmp_path / "nothing")):
         pass

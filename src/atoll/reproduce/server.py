@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +29,8 @@ from atoll.workload.slo import Account, Report
 
 START_S: Final = 180.0
 """By then a server answers, its kernel compiled."""
+RUN_S: Final = 900.0
+"""By then a workload has been driven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,19 @@ def serving(model: str | Path, *flags: str) -> Iterator[Server]:
         deadline = time.monotonic() + START_S
         while not (ready := [event for event in said if event["event"] == "ready"]):
             if processes.wait_any(0.1) or time.monotonic() > deadline:
-                raise Unavailable(f"{' '.join(argv[1:])} doesn't serve: {child.log.read_text('utf-8').strip()}")
+                words = child.log.read_text("utf-8", "replace").strip().splitlines()[-1:] or ["it says nothing"]
+                raise Unavailable(f"`atoll serve {model}` doesn't serve: {words[0]}")
         yield Server(ready[0]["url"], child.pid, str(model))
+
+
+def workload_run(*words: str) -> dict[str, Any]:
+    """What `atoll workload run` with those words reports. Unavailable: it failed."""
+    argv = [sys.executable, "-m", "atoll", "workload", "run", *words, "--json", "--plots", "none"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
+    if done.returncode:
+        raise Unavailable(f"`atoll workload run` failed: {done.stderr.strip()}")
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
 
 
 def random_model(folder: Path, seed: int, config: TransformerConfig) -> Path:

@@ -14,7 +14,7 @@ from atoll.endpoint.api import Request, Sampling, Tokens
 from atoll.endpoint.upstream import Upstream
 from atoll.reproduce.api import Say
 from atoll.reproduce.calibration.engines import Heard
-from atoll.reproduce.calibration.server import Server
+from atoll.reproduce.server import Server
 from atoll.rng import stream
 
 _LETTERS: Final = (33, 127)

@@ -8,9 +8,10 @@ from datetime import date
 from pathlib import Path
 
 from atoll.reproduce.api import Say
-from atoll.reproduce.calibration import asking, engines, fit, predict, recovery, restarts, server, wan
+from atoll.reproduce.calibration import asking, engines, fit, predict, recovery, restarts, wan
 from atoll.reproduce.calibration.api import Calibration, Measured
 from atoll.reproduce.calibration.measure import FULL, Amount, fingerprint, machine, measure
+from atoll.reproduce.server import serving
 from atoll.serve.step_log import read_steps
 
 ALONE = "virtual group, from small things"
@@ -44,7 +45,7 @@ def calibrate_engine(
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "steps.jsonl"
         say(f"starting {model}")
-        with server.served(model, "--record", str(record), *flags) as there:
+        with serving(model, "--record", str(record), *flags) as there:
             alone = asyncio.run(asking.ask(there, rounds, say))
         costs = engines.engine_costs(model, read_steps(record), alone, fingerprint=mark, fitted_on=today)
     costs = replace(costs, restart=restarts.restart(model, flags, say))

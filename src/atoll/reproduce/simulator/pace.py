@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 from atoll.reproduce.api import Line, Say, judged
-from atoll.reproduce.calibration.server import workload_run
+from atoll.reproduce.server import workload_run
 from atoll.sim.aio import run
 from atoll.sim.loop import Loop
 

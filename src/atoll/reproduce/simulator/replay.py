@@ -12,7 +12,7 @@ from atoll.model.saved import save_model
 from atoll.model.tokenizer import ByteTokenizer
 from atoll.model.transformer import Transformer, TransformerConfig
 from atoll.reproduce.api import Line, Say, judged
-from atoll.reproduce.calibration.server import served, workload_run
+from atoll.reproduce.server import serving, workload_run
 from atoll.serve import engine, virtual
 from atoll.serve.pool import KvPool
 from atoll.serve.scheduler import Scheduler
@@ -33,7 +33,7 @@ def replay(seed: int, say: Say) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "steps.jsonl"
         save_model(Path(folder) / "model", _small(seed), ByteTokenizer())
-        with served(f"{folder}/model", "--record", str(record), *_FLAGS) as server:
+        with serving(f"{folder}/model", "--record", str(record), *_FLAGS) as server:
             workload_run(server.url, "--seed", str(seed), *_LOAD)
         steps = read_steps(record)
     real, (again, preempted) = decisions(steps), replayed(steps)

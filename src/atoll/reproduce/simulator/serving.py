@@ -8,10 +8,10 @@ from typing import Any, Final
 from atoll.config import atomic_write
 from atoll.errors import AtollError
 from atoll.model.store import find
+from atoll.reproduce import server
 from atoll.reproduce.api import Line, Say, judged
 from atoll.reproduce.calibration.api import Calibration
 from atoll.reproduce.calibration.calibrate import calibrate_engine
-from atoll.reproduce.calibration.server import served, workload_run
 from atoll.reproduce.simulator.routers import ranking, recovery
 
 MODEL: Final = "smollm2"
@@ -53,16 +53,16 @@ def _at_three_loads(calibration: Calibration, seed: int, say: Say) -> Iterator[L
             judged(r.median <= 0.10),
         )
         virtual = ("--virtual", "--cost", str(file), "--seed", str(seed))
-        full = workload_run(
+        full = server.workload_run(
             *virtual, "--rate", "100", "--seconds", "5", "--patience", "100000", "--max-waiting", "9999"
         )
         most_per_s = full["answered"] / full["span_s"]
         for number, share in enumerate(SHARES, start=1):
             load = ("--rate", f"{share * most_per_s:.3f}", "--seconds", str(SECONDS))
             say(f"{MODEL} at {share:.0%} of what it can take, {share * most_per_s:.2f} requests/s")
-            with served(MODEL) as server:
-                real = workload_run(server.url, "--seed", str(seed), *load)
-            errors = errors_of(real, workload_run(*virtual, *load))
+            with server.serving(MODEL) as there:
+                real = server.workload_run(there.url, "--seed", str(seed), *load)
+            errors = errors_of(real, server.workload_run(*virtual, *load))
             yield Line(
                 f"8s{number}",
                 f"{_CLAIM}: {real['offered']} requests at {share:.0%} of what it can take",
