@@ -36,6 +36,12 @@ def chromium() -> Iterator[Chrome]:
     driver.quit()
 
 
+SEEN = """
+return Array.from(document.querySelectorAll(arguments[0]),
+                  it => it.checkVisibility() ? it.innerText.trim() : "").join("\\n")
+"""
+
+
 class Page:
     """What is on it, by the ids it has."""
 
@@ -45,8 +51,8 @@ class Page:
         chromium.get(url)
 
     def text(self, selector: str) -> str:
-        """Of all that are there, one a line."""
-        return "\n".join(str(found.text) for found in self.chromium.find_elements(By.CSS_SELECTOR, selector))
+        """Of all that are there, one a line; at one moment, for the page writes itself anew meanwhile."""
+        return str(self.chromium.execute_script(SEEN, selector))
 
     def until(self, holds: Callable[[], object], what: str) -> None:
         WebDriverWait(self.chromium, 20, 0.02).until(lambda _: holds(), what)
