@@ -188,8 +188,9 @@ def test_one_killed_in_a_reduce_is_survived_again_and_again_and_leaves_nothing(
             (newcomer,) = start(1)
             newcomer.tell("join", address=master.address, way=way, min_world=1)
             wait_for(master, 3)
-            assert [answer["world"] for answer in ask(peers, "let_in")] == [3, 3]
-            newcomer.arena = newcomer.answer()["arena"]
+            worlds, joined = [answer["world"] for answer in ask(peers, "let_in")], newcomer.answer()
+            assert worlds == [3, 3], joined
+            newcomer.arena = joined["arena"]
             peers.append(newcomer)
             after = settled(peers, n, algorithm)
             assert [holds["descriptors"] for holds in after[:2]] == [holds["descriptors"] for holds in before]

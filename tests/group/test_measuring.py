@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from atoll.group.api import Close, Say
-from atoll.group.membership.forming import PROBING_S
+from atoll.group.membership.forming import PROBING_S, SUSPECTED_S
 from atoll.group.membership.master import Master
 from atoll.group.membership.rings import EXACT, best_ring, quality
 from atoll.group.membership.roster import Gone, Tick
@@ -171,8 +171,26 @@ def test_one_that_nobody_can_dial_is_dropped() -> None:
     peers = Members(lambda a, b: 1e6)
     peers.unreachable = {(a, 2) for a in (1, 3, 4)}
     peers.join(1, 2, 3, 4, min_world=4)
+    assert not peers.closed, "it may only be dead, and then somebody will say so"
+    peers.tick(SUSPECTED_S)
     assert peers.closed == [2]
     assert set(peers.ring) == {1, 3, 4}
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_only_after_one_out_of_reach_and_alive_its_like_has_to_wait(dead: bool) -> None:
+    """Links of a process that ends break, and can't be made again, a moment before its connection to the master."""
+    peers = Members(lambda a, b: 1e6)
+    peers.join(1, 2, 3, 4, min_world=4)
+    peers.unreachable = {(a, 4) for a in (1, 2, 3)}
+    peers(3, Broken(peers.views[-1].epoch, 3, 4, "closed", True))
+    if dead:
+        peers(4, Gone())
+    peers.tick(SUSPECTED_S)
+    assert set(peers.ring) == {1, 2, 3}
+    peers(5, Hello("10.0.0.4", 1, "", {}, 1, ""))
+    peers.open()
+    assert (5 in peers.ring) is dead
 
 
 def test_a_large_group_gets_a_better_ring_when_one_is_found() -> None:

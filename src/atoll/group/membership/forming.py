@@ -14,6 +14,8 @@ PROBING_S: Final = 8.0
 MEASURING_S: Final = 20.0
 """Spent on it in one attempt; the rest is measured when the group opens again."""
 FORMING_S: Final = 15.0
+SUSPECTED_S: Final = 0.4
+"""A process that ends breaks its links a moment before its connection here: who can't be reached may only be dead."""
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Forming:
     """What each member's link to its successor is made of."""
     probed: set[Pair] = field(default_factory=set)
     """Links that are being measured."""
+    _suspected: float | None = None
+    """Since when somebody seems to be out of reach."""
     _rounds: list[list[Pair]] | None = None
     """What is still to be measured; None: nobody has looked yet."""
     _until: float = 0.0
@@ -62,6 +66,15 @@ class Forming:
             return []
         overdue, self.probed = sorted(self.probed), set()
         return overdue
+
+    def suspect(self, now: float) -> None:
+        """Somebody has to go, unless he is gone anyway."""
+        if self._suspected is None:
+            self._suspected = now
+
+    def unreachable(self, now: float) -> bool:
+        """Is one suspected who would be known to be dead by now?"""
+        return self._suspected is not None and now - self._suspected >= SUSPECTED_S
 
     def late(self, now: float) -> list[int]:
         """Members who hold it up."""

@@ -356,9 +356,15 @@ class Master:
         culprit = self.links.culprit(ring)
         if culprit is None:
             self._form(ring, opened=bool(forming and forming.opened))
+        elif forming:
+            forming.suspect(self._now)
         else:
-            self._patience.dropped(self.roster.members[culprit].origin, self._now)
-            self._kick(culprit, self._unreachable(culprit))
+            self._cut_off(culprit)
+
+    def _cut_off(self, who: int) -> None:
+        """Go on without one that links can't be made to, and don't try again at once."""
+        self._patience.dropped(self.roster.members[who].origin, self._now)
+        self._kick(who, self._unreachable(who))
 
     def _unreachable(self, who: int) -> str:
         """Why it must go, in words."""
@@ -385,6 +391,10 @@ class Master:
             for source, target in forming.unanswered(self._now):
                 self.links.broke(source, target, made=False, now=self._now)
             self._drop(dict.fromkeys(forming.late(self._now), f"made no links for {FORMING_S:g} s"))
+        if (forming := self.forming) and forming.unreachable(self._now):
+            culprit = self.links.culprit(forming.ring)
+            if culprit is not None:
+                self._cut_off(culprit)
 
     def _evaluate(self) -> None:
         """After *every* event: a loss may have been the last vote that was missing."""
