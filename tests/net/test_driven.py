@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from atoll.net.driven import DrivenLoop
+from atoll.net.driven import PARK_S, DrivenLoop
 from atoll.net.loop import SocketLoop
 from atoll.net.preamble import Greeting
 
@@ -61,6 +61,28 @@ def test_afterwards_the_loops_thread_takes_over_again(loop: DrivenLoop) -> None:
         loop.call(lambda done=done: loop.net.after(0.0, done.set))
         assert done.wait(5.0)
         assert time.monotonic() - began < 1.0
+
+
+def test_after_a_long_wait_the_loops_thread_does_not_sleep_on(
+    loop: DrivenLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It parks ever longer while one program drives on; that patience must not outlast the drive."""
+    parked: list[tuple[float, bool]] = []
+    wait = threading.Event.wait
+
+    def record(event: threading.Event, timeout: float | None = None) -> bool:
+        woken = wait(event, timeout)
+        if threading.current_thread().name == "test-loop":
+            parked.append((timeout or 0.0, woken))
+        return woken
+
+    monkeypatch.setattr(threading.Event, "wait", record)
+    loop.drive(lambda: False, 0.2)
+    parked.clear()
+    done = threading.Event()
+    soon(loop, done.set)
+    assert done.wait(5.0)
+    assert not [park_s for park_s, woken in parked if park_s > PARK_S and not woken]
 
 
 def test_a_wait_ends_when_its_time_is_up(loop: DrivenLoop) -> None:

@@ -93,8 +93,8 @@ class DrivenLoop:
         park_s, drives = PARK_S, -1
         while not self._closing:
             if self._driven or time.monotonic() - self._left_at < PARK_S:
-                park_s = min(2 * park_s, _LONGEST_PARK_S) if self._drives == drives else PARK_S
-                drives = self._drives
+                same = self._driven and self._drives == drives
+                park_s, drives = min(2 * park_s, _LONGEST_PARK_S) if same else PARK_S, self._drives
                 if self._handover.wait(park_s):
                     self._handover.clear()
             else:
