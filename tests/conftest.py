@@ -50,6 +50,7 @@ BESIDE: Final = (
     "group/test_walls.py",
     "group/test_wrong_use.py",
     "model",
+    "net/test_address.py",
     "net/test_arena.py",
     "net/test_bucket.py",
     "net/test_certificates.py",

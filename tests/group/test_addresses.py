@@ -126,6 +126,7 @@ def test_an_upload_limit_is_kept() -> None:
         {"connections": 0},
         {"connections": 17},
         {"upload_bytes_per_s": -1.0},
+        {"upload_bytes_per_s": float("inf")},
     ],
     ids=str,
 )

@@ -1,5 +1,6 @@
 """The helper as a real process: what it says of its parent, when it ends, and how little it takes."""
 
+import errno
 import json
 import os
 import signal
@@ -182,4 +183,26 @@ def test_a_helper_that_died_is_started_again_and_closing_ends_it(master: Listene
     assert helpers() != [child]
     helper.close()
     helper.close()
+    assert helpers() == []
+
+
+def test_a_helper_that_can_not_be_started_harms_nobody_and_is_tried_again(
+    master: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory or descriptors a process can't fork: no reason to leave the group."""
+
+    def no_more(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    helper = Helper(master.address)
+    helper.keep()
+    assert helpers() == []  # nobody to speak for yet
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", no_more)
+        helper.start(7, SECRET)
+        helper.keep()
+    helper.keep()
+    master.until(lambda: master.beats)
+    helper.close()
+    helper.keep()
     assert helpers() == []

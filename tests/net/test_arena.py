@@ -66,6 +66,18 @@ def test_when_all_slots_are_lent_nothing_more_is_until_one_comes_back(arena: Are
     assert lent(arena, b"y") == slots[2]
 
 
+def test_closed_again_it_leaves_alone_who_has_its_descriptor_by_now() -> None:
+    arena = Arena(1, PAGE)
+    number = arena.fd
+    arena.close()
+    theirs = os.open(os.devnull, os.O_RDONLY)
+    moved = os.dup2(theirs, number) if theirs != number else theirs
+    arena.close()
+    os.fstat(moved)  # still open
+    for fd in {theirs, moved}:
+        os.close(fd)
+
+
 def test_a_slot_is_free_when_the_last_of_its_borrowers_has_given_it_back(arena: Arena) -> None:
     slot = lent(arena, b"for three")
     arena.lend_again(slot)

@@ -44,7 +44,7 @@ def test_idle_time_is_no_credit_beyond_a_burst() -> None:
     assert bucket.room(1000.0) == bucket.burst == 20_000
 
 
-@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_impossible_rate_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         TokenBucket(rate)

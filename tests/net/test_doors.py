@@ -23,7 +23,7 @@ from atoll.net.preamble import Greeting
 from tests.net.holdings import descriptors, mapped_arenas
 from tests.net.test_arena import NO_ARENA
 from tests.net.test_channel import anywhere
-from tests.net.test_loop import Dialled, Ends, assert_sleeps, is_closed, turn_until
+from tests.net.test_loop import Dialled, Ends, assert_sleeps, is_closed, no_descriptor_left, turn_until
 
 pytestmark = pytest.mark.skipif(not available(), reason="no shared memory here")
 
@@ -187,6 +187,14 @@ def test_a_name_that_cannot_be_one_fails_like_any_other(loop: SocketLoop, arena:
     doors.knock(loop, name, arena, dialled.connected.append, dialled.failed.append)
     turn_until(loop, lambda: dialled.failed)
     assert dialled.connected == []
+
+
+def test_without_file_descriptors_a_knock_fails_like_any_other(loop: SocketLoop, door: Door, arena: Arena) -> None:
+    dialled = Dialled()
+    with no_descriptor_left():
+        doors.knock(loop, door.name, arena, dialled.connected.append, dialled.failed.append)
+        turn_until(loop, lambda: dialled.failed)
+    assert (dialled.connected, dialled.failed) == ([], ["Too many open files"])
 
 
 def test_a_door_with_a_queue_before_it_fails_at_once(loop: SocketLoop, arena: Arena) -> None:

@@ -1,6 +1,7 @@
 """One selector for all: it sleeps unless something happens, and nobody who connects can hold up the others."""
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from atoll.net import loop as loop_module
-from atoll.net import preamble
+from atoll.net import preamble, tcp
 from atoll.net.bucket import TokenBucket
 from atoll.net.channel import CONTROL, HEADER, Channel, Frame
 from atoll.net.loop import SocketLoop, local_host
@@ -306,6 +307,30 @@ def test_an_address_that_cannot_be_dialled_fails_and_harms_nobody(loop: SocketLo
     assert_sleeps(loop)
 
 
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    last = os.open(os.devnull, os.O_RDONLY)  # the lowest number that was free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(last)
+
+
+def test_a_dial_without_file_descriptors_fails_and_harms_nobody(loop: SocketLoop) -> None:
+    """It is often another connection's news that makes us dial, or a timer's: an error here would end those."""
+    dialled = Dialled()
+    with no_descriptor_left():
+        dialled.dial(loop, ("127.0.0.1", 9))
+        assert dialled.failed == []
+        turn_until(loop, lambda: dialled.failed)
+    assert (dialled.connected, dialled.failed) == ([], ["Too many open files"])
+    assert_sleeps(loop)
+
+
 @pytest.fixture
 def deaf() -> Iterator[tuple[str, int]]:
     """An address that answers no dial: its queue of connections is full."""
@@ -381,27 +406,33 @@ def test_one_who_connects_and_does_not_greet_is_closed(loop: SocketLoop, monkeyp
 def test_without_file_descriptors_the_listener_rests_and_comes_back(
     loop: SocketLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resource = pytest.importorskip("resource")
     monkeypatch.setattr(loop_module, "_NO_DESCRIPTOR_S", 0.3)
     address, served = serve(loop)
     caller = socket.socket()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fillers = [os.dup(caller.fileno())]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[0] + 1, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                fillers.append(os.dup(caller.fileno()))
+    with no_descriptor_left():
         caller.connect(address)
         loop.turn(1.0)
         assert served.channels == []
         assert_sleeps(loop)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for filler in fillers:
-            os.close(filler)
     turn_until(loop, lambda: served.channels)
     caller.close()
+
+
+def test_a_newcomer_whose_socket_takes_no_options_harms_nobody(
+    loop: SocketLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS answers EINVAL for one that has hung up before it was accepted; an error here would end the loop."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(socket.socket, "setsockopt", refuse)
+    address, served = serve(loop)
+    with socket.create_connection(address) as caller:
+        turn_until(loop, lambda: served.channels)
+        tcp.keep_watch(served.channels[0].sock)
+        caller.sendall(FIRST + message(b"and yet"))
+        turn_until(loop, lambda: served.frames)
 
 
 # -- time --------------------------------------------------------------------------------------------------------------

@@ -84,10 +84,12 @@ class Arena:
         return True
 
     def close(self) -> None:
-        """Our side of it; who has mapped it keeps what he reads."""
-        self._view.release()
-        self._map.close()
-        os.close(self.fd)
+        """Our side of it; who has mapped it keeps what he reads. May be called again."""
+        if self.fd >= 0:
+            self._view.release()
+            self._map.close()
+            os.close(self.fd)
+            self.fd = -1
 
 
 class Tenant:

@@ -1,5 +1,6 @@
 """Policy: a token bucket: how many bytes may leave now, so that on average it is no more than a rate."""
 
+import math
 from typing import Final
 
 _BURST_S: Final = 0.02
@@ -10,8 +11,8 @@ class TokenBucket:
     """Holds up to 20 ms' worth of tokens, one a byte; full at first."""
 
     def __init__(self, bytes_per_s: float) -> None:
-        if not bytes_per_s > 0:
-            raise ValueError(f"a rate must be above 0, not {bytes_per_s} bytes/s")
+        if not 0 < bytes_per_s < math.inf:
+            raise ValueError(f"a rate must be above 0 and finite, not {bytes_per_s} bytes/s")
         self.bytes_per_s = bytes_per_s
         self.burst = max(_SMALLEST_BURST, int(bytes_per_s * _BURST_S))
         self._tokens = float(self.burst)

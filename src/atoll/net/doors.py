@@ -66,24 +66,31 @@ def knock(
     loop: SocketLoop, name: str, memory: Arena, connected: Callable[[Channel], None], failed: Callable[[str], None]
 ) -> Callable[[], None]:
     """As `SocketLoop.dial`, at a door of this machine; what we lend lies in `memory`."""
-    sock = socket.socket(socket.AF_UNIX)
-    sock.setblocking(False)
     try:
-        sock.connect(f"\0{name}")  # at once or not at all
-        socket.send_fds(sock, [b"\0"], [memory.fd])
+        sock = _at_door(name, memory)
     except OSError as error:
-        sock.close()
-        why = error.strerror or str(error)
-        token = loop.after(0.0, lambda: failed(why))
-    else:
-        channel = loop.channel(sock, dialled=True)
-        token = loop.after(0.0, lambda: connected(channel))
+        return loop.fail(failed, error.strerror or str(error))
+    channel = loop.channel(sock, dialled=True)
+    token = loop.after(0.0, lambda: connected(channel))
 
     def cancel() -> None:
         loop.cancel(token)
         sock.close()
 
     return cancel
+
+
+def _at_door(name: str, memory: Arena) -> socket.socket:
+    """Connected, at once or not at all; our memory is on its way."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.setblocking(False)
+        sock.connect(f"\0{name}")
+        socket.send_fds(sock, [b"\0"], [memory.fd])
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _who_dials(sock: socket.socket) -> tuple[int, int]:

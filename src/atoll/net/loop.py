@@ -152,7 +152,10 @@ class SocketLoop:
         self, address: Address, timeout_s: float, connected: Callable[[Channel], None], failed: Callable[[str], None]
     ) -> Callable[[], None]:
         """Connect without blocking; exactly one of the two is called, unless the returned function cancels before."""
-        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        try:
+            sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        except OSError as error:  # no descriptor left, or no IPv6 here
+            return self.fail(failed, error.strerror or str(error))
         sock.setblocking(False)
         try:
             code = sock.connect_ex(address)
@@ -160,8 +163,7 @@ class SocketLoop:
             code = errno.EADDRNOTAVAIL
         if code not in (0, *_IN_PROGRESS):
             sock.close()
-            token = self.after(0.0, lambda: failed(_why(code)))
-            return lambda: self.cancel(token)
+            return self.fail(failed, _why(code))
         done = False
 
         def end() -> bool:
@@ -193,6 +195,11 @@ class SocketLoop:
         self._selector.register(sock, _WRITE, writable)
         timer = self.after(timeout_s, expire)
         return cancel
+
+    def fail(self, failed: Callable[[str], None], why: str) -> Callable[[], None]:
+        """What `dial` does where it is clear at once: `failed(why)` in a later turn, unless cancelled before."""
+        token = self.after(0.0, lambda: failed(why))
+        return lambda: self.cancel(token)
 
     def add(self, channel: Channel, heard: Heard, broken: Broken, room: Callable[[], None] | None = None) -> None:
         """Read `channel`: `heard(channel, frame)` per frame, `broken(channel, why)` once, `room()` when all that was

@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 import struct
+from contextlib import suppress
 from typing import Final
 
 _RTT_AT: Final = 68  # tcpi_rtt in Linux's struct tcp_info: microseconds, smoothed
@@ -27,23 +28,29 @@ def round_trip_s(sock: socket.socket, otherwise: float) -> float:
 
 def keep_watch(sock: socket.socket) -> None:
     """Notice within some four seconds that the other machine has vanished without a word, though nobody writes."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    _wish(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _WATCH.items():
         if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+            _wish(sock, socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def tune(sock: socket.socket) -> None:
     """No waiting for company; and small buffers on one machine. Elsewhere the system finds the right ones itself."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _wish(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         here, there = sock.getsockname()[0], sock.getpeername()[0]
     except OSError:
         return
     if here == there or ipaddress.ip_address(str(there).split("%")[0]).is_loopback:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _NEAR_BUFFER)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NEAR_BUFFER)
+        _wish(sock, socket.SOL_SOCKET, socket.SO_SNDBUF, _NEAR_BUFFER)
+        _wish(sock, socket.SOL_SOCKET, socket.SO_RCVBUF, _NEAR_BUFFER)
         if hasattr(socket, "TCP_CONGESTION"):  # nobody shares the way: one that paces itself only costs timers
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+            _wish(sock, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
+def _wish(sock: socket.socket, level: int, option: int, value: int | bytes) -> None:
+    """Set an option that a system may lack, and some refuse where the other side has hung up already (macOS)."""
+    with suppress(OSError):
+        sock.setsockopt(level, option, value)

@@ -2,6 +2,7 @@
 dies."""
 
 import json
+import logging
 import mmap
 import os
 import struct
@@ -20,6 +21,8 @@ from atoll.net.handshake import CHALLENGE_BYTES, PROOF_BYTES
 from atoll.net.loop import Address
 from atoll.net.preamble import Greeting
 from atoll.version import VERSION
+
+log = logging.getLogger("atoll.group")
 
 _SCRIPT: Final = str(Path(__file__).with_name("liveness.py"))
 _COUNTER: Final = struct.Struct("<Q")
@@ -68,14 +71,18 @@ class Helper:
 
     def _spawn(self) -> None:
         page = self._file.fileno() if self._file else -1
-        self._process = subprocess.Popen(
-            [sys.executable, "-S", "-E", _SCRIPT, str(os.getpid()), str(page)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(page,) if page >= 0 else (),
-            start_new_session=True,  # Ctrl-C is the parent's business
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-E", _SCRIPT, str(os.getpid()), str(page)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(page,) if page >= 0 else (),
+                start_new_session=True,  # Ctrl-C is the parent's business
+            )
+        except OSError as error:  # no memory, process or descriptor is left just now: `keep` tries again
+            log.warning("no helper process: nobody would tell the group if this process stopped (%s)", error)
+            return
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(self._told)
@@ -84,8 +91,8 @@ class Helper:
             pass
 
     def keep(self) -> None:
-        """Start it again if it has died."""
-        if self._process is not None and self._process.poll() is not None:
+        """Start it again if it has died, or could not be started."""
+        if self._told and (self._process is None or self._process.poll() is not None):
             self._stop()
             self._spawn()
 
@@ -98,6 +105,7 @@ class Helper:
     def close(self) -> None:
         """End it."""
         self._stop()
+        self._told = b""
         if self._page is not None and self._file is not None:
             self._page.close()
             self._file.close()
