@@ -41,6 +41,8 @@ _LARGEST_EARLY: Final = 2 * EAGER_BYTES  # a codec may need more than the elemen
 _MOST_EARLY_BYTES: Final = 2 * MOST_VOTES * EAGER_BYTES_SENT
 _MOST_EARLY_RUNS: Final = 2 * MOST_VOTES  # per member: each may be ahead of us with all it has under way
 _MOST_EARLY_FRAMES: Final = 4096
+_FAULTS: Final = (ValueError, MemoryError, AtollError)
+"""What is wrong with one data phase, and no reason to end the others."""
 
 Take = Callable[[], "memoryview | None"]
 """Makes the bytes of a frame when they can leave. None: nobody wants them any more."""
@@ -279,7 +281,7 @@ class Station:
         self.progress += 1
         try:
             run = self.runs[start.run] = Run(execution_for(start, self.memory, self._shard_bytes), start)
-        except (ValueError, MemoryError, AtollError) as error:
+        except _FAULTS as error:
             self._fail(start.run, error)
             return
         self._go(start.run, run, run.execution.begin)
@@ -288,7 +290,7 @@ class Station:
     def _go(self, run_key: RunKey, run: Run, move: Callable[[], list[Send]]) -> None:
         try:
             leaving = move()
-        except (ValueError, ProtocolError) as error:
+        except _FAULTS as error:
             self._fail(run_key, error)
             return
         for step in leaving:
@@ -308,7 +310,7 @@ class Station:
                 data = run.execution.outgoing(step.piece, step.reduce)
                 run.lent.append(data)
                 return data
-            except ValueError as error:
+            except _FAULTS as error:
                 self._fail(run_key, error)
                 return None
 
@@ -317,7 +319,7 @@ class Station:
     def _fail(self, run_key: RunKey, error: Exception) -> None:
         """Give the data phase up; what still comes for it is read and forgotten."""
         self.runs.pop(run_key, None)
-        self.feed(DataDone(run_key, str(error)[:LARGEST_TEXT]))
+        self.feed(DataDone(run_key, (str(error) or type(error).__name__)[:LARGEST_TEXT]))
         self.resume()
 
     def _value(self, run: Run) -> Any:
