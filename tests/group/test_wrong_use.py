@@ -1,6 +1,8 @@
 """Callers' mistakes: each gets its own error, nobody hangs, the group is as good afterwards."""
 
+import gc
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -351,6 +353,34 @@ def test_a_closed_group_says_so_and_may_be_closed_again() -> None:
         world.start(f"peer-{i}", main)
     world.run()
     assert [p.program.result for p in world.processes] == ["alone", "closed"]
+
+
+def test_what_a_call_that_failed_held_is_free_again() -> None:
+    """The error that ended it all is raised again and again, and must not keep the frames it once passed."""
+
+    class Large:
+        """What a program has in its hands."""
+
+    held: list[weakref.ref[Large]] = []
+
+    def call(group: atoll.Group) -> None:
+        large = Large()
+        held.append(weakref.ref(large))
+        with pytest.raises(MasterLost):
+            group.barrier()
+
+    def main() -> int:
+        group = atoll.join("master:1")
+        group.close()
+        for _ in range(3):
+            call(group)
+        gc.collect()
+        return sum(large() is not None for large in held)
+
+    world = World()
+    world.start("peer", main)
+    world.run()
+    assert world.processes[0].program.result == 0
 
 
 def test_a_group_may_be_closed_without_having_been_used() -> None:

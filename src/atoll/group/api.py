@@ -8,6 +8,7 @@ A ticket is answered exactly once, by a `Finish`. An epoch ends at the first los
 failed, and the next `View` is the verdict.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
@@ -149,6 +150,11 @@ class Outcome(msgspec.Struct, frozen=True):
     """The data phase's result; None where there was none."""
     sent: int = 0
     received: int = 0
+
+    def check(self) -> None:
+        """Raise the error, if it came to one. A copy: the raised one holds all frames it passes, and we live longer."""
+        if self.error is not None:
+            raise copy.copy(self.error)
 
 
 class Port(Protocol):

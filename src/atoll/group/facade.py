@@ -93,8 +93,7 @@ class Group(Collectives):
         outcome = ticket.outcome
         assert outcome is not None
         membership.adopt(outcome)
-        if outcome.error is not None:
-            raise outcome.error
+        outcome.check()
 
     def subgroup(self, key: str | int, order: int = 0, *, tag: int = 0) -> "Group":
         """A `Group` of those who say the same `key`, ranked by `order`, then by rank here. All members must call it.

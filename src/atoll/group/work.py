@@ -85,8 +85,7 @@ class Work:
         if membership.unawaited.get(self._key) is self:
             del membership.unawaited[self._key]
             membership.adopt(outcome)
-        if outcome.error is not None:
-            raise outcome.error
+        outcome.check()
         value = self._deliver(outcome)
         sent, received = outcome.sent, outcome.received
         if ticket.tensor is None and self._world > 1:  # all that travelled was in the votes
