@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
+import hypothesis
 import pytest
 
 HERE: Final = Path(__file__).parent
@@ -108,7 +109,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_configure() -> None:
-    """Draw a seed, which xdist's workers find in their environment."""
+    """Draw a seed, which xdist's workers find in their environment. No example fails for the time it took."""
+    hypothesis.settings.register_profile("atoll", deadline=None)
+    hypothesis.settings.load_profile("atoll")
     os.environ.setdefault(SEED, str(random.SystemRandom().randrange(1_000_000)))
 
 

@@ -120,10 +120,10 @@ def test_packets_get_lost_as_often_as_told(packets: Lab) -> None:
 
 
 def test_what_does_not_fit_into_the_queue_is_dropped(packets: Lab) -> None:
-    packets.set(0, 1, Shape(rate_bits_per_s=4e6, queue_bytes=60_000))
-    # Sent in 0.1 s: while 50 kB leave and 60 kB wait, 290 kB find no room.
+    packets.set(0, 1, Shape(rate_bits_per_s=8e5, queue_bytes=40_000))
+    # Sent in 0.1 s: while 10 kB leave and 40 kB wait, 350 kB find no room. On a busy machine it may take a second more.
     got = arrivals(packets, 0, 1, 6001, packets=400, nbytes=1000, rate=4000)
-    assert 80 <= len(got) <= 180
+    assert 30 <= len(got) <= 150
 
 
 def test_packets_stay_in_order_in_spite_of_jitter(packets: Lab) -> None:
