@@ -13,7 +13,10 @@ from atoll.net.address import parse_address, spelled
         ("example.org.:65535", ("example.org.", 65535)),
         ("[::1]:0", ("::1", 0)),
         ("[fe80::1%eth0]:7", ("fe80::1%eth0", 7)),
-        ("b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example:7", ("b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example", 7)),
+        (
+            "b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example:7",
+            ("b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example", 7),
+        ),
     ],
 )
 def test_both_parts_are_found_and_can_be_written_again(written: str, meant: tuple[str, int]) -> None:

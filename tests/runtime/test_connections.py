@@ -12,7 +12,8 @@ import pytest
 
 from atoll.errors import ConnectionLost, DeadlineExceeded, InvalidConfig, Refused, Unavailable
 from atoll.net.guard import Guard
-from atoll.net.streams import MOST_STRANGERS, UNREAD_MESSAGES, Streams
+from atoll.net.session import Session
+from atoll.net.streams import MOST_STRANGERS, UNREAD_MESSAGES, Link, Streams
 from atoll.runtime.api import Connection, Runtime
 from atoll.runtime.real import RealRuntime
 from atoll.sim.actors import World
@@ -448,3 +449,53 @@ def test_the_same_seed_gives_the_same_run() -> None:
         return stage.run(echo, act), 0
 
     assert run() == run()
+
+
+def test_who_has_another_token_is_told_so_through_tls_too(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage(False, Guard("the token of this group", certified()))
+
+    async def act(runtime: Runtime) -> None:
+        with pytest.raises(Refused, match="the other side has another token"):
+            await dial(stage, runtime)
+
+    stage.run(echo, act, Guard("the token of another group", certified()))
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+def test_a_message_given_up_before_its_turn_costs_nobody_anything() -> None:
+    stage = Stage(False)
+
+    async def act(runtime: Runtime) -> int:
+        connection = await dial(stage, runtime)
+        first = runtime.spawn(connection.send(b"first", DATA.data, timeout_s=5.0), name="first")
+        second = runtime.spawn(connection.send(b"second", DATA.data, timeout_s=5.0), name="second")
+        await runtime.sleep(0.0)
+        assert not first.done(), "else the second has had its turn"
+        second.cancel()
+        await first
+        return len((await connection.receive(timeout_s=5.0)).data)
+
+    assert stage.run(echo, act) == ALL
+
+
+def test_one_sent_away_before_its_connection_stands_is_cut_when_it_does() -> None:
+    """TLS shakes hands first; meanwhile others may have come, or its time may be up."""
+
+    class Transport(asyncio.Transport):
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+        def write(self, data: Any) -> None:
+            raise AssertionError("greeted")
+
+    link, transport = Link(lambda _: Session("test", dialled=False)), Transport()
+
+    async def act() -> None:
+        link.abort()
+        link.connection_made(transport)
+        link.connection_lost(None)
+
+    asyncio.run(act())
+    assert transport.aborted

@@ -36,6 +36,7 @@ CLOSED_S: Final = 1.0
 WARN_S: Final = 1.0
 """Of those who are refused, one in so long is worth a warning."""
 BACKLOG: Final = 256
+_IGNORED: Final = 4096
 
 
 class Streams:
@@ -136,14 +137,14 @@ class Link(asyncio.BufferedProtocol):
         """See `Connection`."""
         view = memoryview(data)
         view = view.cast("B") if view.nbytes else memoryview(b"")
-        try:
-            async with self._sending:
+        async with self._sending:
+            try:
                 await self._write(memoryview(self._session.framed(head, len(view))), timeout_s)
                 for at in range(0, len(view), PIECE):
                     await self._write(view[at : at + PIECE], timeout_s)
-        except asyncio.CancelledError:
-            self._fail(ConnectionLost(f"a message to {self.name} was given up half-way"))
-            raise
+            except asyncio.CancelledError:
+                self._fail(ConnectionLost(f"a message to {self.name} was given up half-way"))
+                raise
 
     async def receive(self, *, timeout_s: float) -> Message:
         """See `Connection`."""
@@ -188,6 +189,9 @@ class Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It stands: greet."""
         assert isinstance(transport, asyncio.Transport)
+        if self._error is not None:  # sent away while TLS shook hands
+            transport.abort()
+            return
         self._transport, self._session = transport, self._make(transport)
         place = transport.get_extra_info("peername")
         self.name = spelled(place) if place else "one who has gone"
@@ -199,10 +203,12 @@ class Link(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where to read to."""
-        return self._session.room()
+        return self._session.room() if self._error is None else memoryview(bytearray(_IGNORED))
 
     def buffer_updated(self, nbytes: int) -> None:
         """So much was read."""
+        if self._error is not None:  # it is read on until it has said its last words
+            return
         before = self._session.admitted
         self.received += nbytes
         try:
@@ -273,8 +279,8 @@ class Link(asyncio.BufferedProtocol):
         if self._error is None:
             self._error = error
         if self._transport is not None:
-            if flush:
-                self.close()
+            if flush:  # not from within what it calls: TLS is in the middle of reading
+                asyncio.get_running_loop().call_soon(self.close)
             else:
                 self._transport.abort()
         self._wake()
