@@ -221,6 +221,12 @@ def test_another_master_that_stands_by_takes_over(peers: Any, restartable: Maste
         other.end(signal.SIGKILL)
 
 
+def test_a_group_over_sockets_may_be_closed_again() -> None:
+    with atoll.Master() as master, atoll.join(master.address) as group:
+        group.close()
+        group.close()
+
+
 def test_a_master_that_is_closed_is_not_waited_for(peers: Any, restartable: MasterProcess) -> None:
     peer = peers(restartable.address, 10**6, "--pace", "0.01")
     peer.reach(3)
