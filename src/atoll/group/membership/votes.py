@@ -123,6 +123,8 @@ class Votes:
         ballot = self.ballots.setdefault(op, Ballot(vote.members or ring))
         ballot.votes[who] = vote
         ballot.seq = vote.seq
+        if len(ballot.votes) < len(ballot.ring):
+            return None
         agreement = self.agreements.get(vote.what)
         one = vote.what in self._one_giver or (is_sync(vote.what) and not even(ballot.ring))
         match step(op.tag, ballot, agreement.incumbents if agreement else set(), 1 if one else MOST_GIVERS):
