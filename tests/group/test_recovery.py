@@ -27,6 +27,7 @@ from atoll.group.messages import (
     Refuse,
     Retold,
     Return,
+    Seat,
     Topology,
     Verdict,
     View,
@@ -85,7 +86,7 @@ class Office:
 
 def back(who: int, view: View = VIEW, **more: Any) -> Return:
     masters = more.pop("masters", 1)
-    return Return(who, b"secret", Hello("127.0.0.1", who, masters=masters), view, view.epoch, view.ring, **more)
+    return Return(who, b"secret", Hello("127.0.0.1", who, masters=masters), view, **more)
 
 
 def reasons(messages: list[Any]) -> list[str]:
@@ -197,10 +198,12 @@ def test_what_cannot_be_is_refused() -> None:
 
 
 def test_a_stranger_that_claims_to_be_a_member_does_it_no_harm() -> None:
+    """It may be one of a group before this one, in which it had that number: then it may join again."""
     office = Office()
     office.stand(2)
     office.hear(-9, Return(1, b"guessed", Hello("127.0.0.1", 1), View(1, (1, 2), True)))
-    assert office.heard_by(-9, Refuse)
+    assert office.heard_by(-9, Expel)
+    assert office.closed == [-9]
     assert set(office.master.roster.members) == {1, 2}
 
 
@@ -323,3 +326,25 @@ def test_where_a_link_may_be_tried_again_meanwhile_nobody_has_to_go() -> None:
     assert link() == (1, 2, 3)
     assert office.heard_by(1, View)[-1].ring == (1, 2, 3)
     assert not office.closed
+
+
+def test_a_number_is_not_given_twice_even_where_nobody_remembers_its_owner_but_by_hearsay() -> None:
+    office = Office(standby=True)
+    office.hear(-9, Hello("127.0.0.1", 9))
+    office.hear(-1, back(1, View(7, (1,), opened=True), last_id=5))
+    assert office.heard_by(6, Welcome)
+
+
+def seats(*ids: int) -> tuple[Seat, ...]:
+    return tuple(Seat(i, "127.0.0.1", i) for i in ids)
+
+
+@pytest.mark.parametrize("newcomers", [(), (3,), (7,)])
+def test_what_was_attempted_may_be_under_way_elsewhere_unless_most_of_it_is_here(newcomers: tuple[int, ...]) -> None:
+    """The view of three may have been said to the two others, who then go on with another master."""
+    office = Office(standby=True)
+    for i in newcomers:
+        office.hear(-i, Hello("127.0.0.1", i, masters=2))
+    office.hear(-1, back(1, View(5, (1,), opened=True), attempt=6, attempted=seats(1, 2, 3), masters=2))
+    office.pass_time(GATHER_S)
+    assert bool(office.heard_by(1, Establish)) is (newcomers == (3,))

@@ -81,7 +81,7 @@ def unfit(event: Hello | Return, members: Mapping[int, Member]) -> str:
 def plausible(event: Return) -> bool:
     """Can a member have said that of itself? Its numbers are carried on."""
     view = event.view
-    numbers = [event.id, event.attempt, event.seq, view.epoch, *view.ring]
+    numbers = [event.id, event.attempt, event.last_id, event.seq, view.epoch, *view.ring]
     return (
         event.id > 0
         and all(0 <= number < _MOST_NUMBER for number in numbers)

@@ -244,14 +244,16 @@ class Master:
         if why := unfit(event, self.roster.members):
             self._refuse(who, why)
             return
-        if new or not plausible(event) or (known and not hmac.compare_digest(known.secret, event.secret)):
+        if new or not plausible(event):
             self._refuse(who, "what it says of itself can't be")
             return
-        left_behind = self.remembered.left_behind(event)
+        another = known is not None and not hmac.compare_digest(known.secret, event.secret)
+        left_behind = another or self.remembered.left_behind(event)
         if self.recovery is None and not self._inside and not left_behind:
             self._recover("the group of before comes back: join again")
         if self.recovery is None or left_behind:
-            self._kick(event.id, "its connection broke")
+            if not another:
+                self._kick(event.id, "its connection broke")
             self._out += [Say(who, Expel("its connection to the master broke")), Close(who)]
             return
         if known:  # a second time, over a new connection

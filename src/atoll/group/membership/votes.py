@@ -139,7 +139,6 @@ class Votes:
                 return Begun(ballot.ring, Commence(op.tag, ballot.seq, plan, op.scope))
             case dict() as misfits:
                 return Misfits(misfits)
-        return None
 
     def owed_to(self, who: int) -> set[int]:
         """Members whose data this one may be waiting for: those of operations that all have voted for."""
