@@ -150,6 +150,19 @@ def alone_and_together(check: Callable[[Group], None]) -> None:
     together(2, main)
 
 
+def test_a_state_that_could_not_be_written_is_refused_before_anybody_votes() -> None:
+    frozen = np.ones(3)
+    frozen.flags.writeable = False
+
+    def check(group: Group) -> None:
+        with pytest.raises(InvalidTensor, match="w is read-only"):
+            group.sync(atoll.SharedState({"v": np.ones(3), "w": frozen}))
+        group.sync(atoll.SharedState({"v": np.ones(3), "w": frozen}, free=["w"]))
+        group.sync(atoll.SharedState({"v": np.ones(3), "w": frozen}, strategy="send"))
+
+    alone_and_together(check)
+
+
 def test_arguments_that_can_not_be_meant() -> None:
     def check(group: Group) -> None:
         x = np.ones(3)

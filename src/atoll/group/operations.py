@@ -118,7 +118,8 @@ class Collectives:
 
     def all_gather_async(self, tensor: Any, *, tag: int = 0, codec: str | None = None, out: Any = None) -> Work:
         """As `all_gather`."""
-        put = _into_or_new(tensor, out, lambda values: (self.world, *tensor.shape))
+        world = self.world  # of now: before it is awaited, some may be lost
+        put = _into_or_new(tensor, out, lambda values: (world, *tensor.shape))
         return self._launch("all_gather", tensor, tag, "", codec, out, put)
 
     def broadcast(
@@ -216,11 +217,14 @@ class Collectives:
         """Make `state` the same bits on all members: the elected holder's, with its revision.
 
         Only tensors that differ travel; they are staged, checked by digest and committed whole. In steady state nothing
-        moves. A peer whose tensors don't fit, or whose revision is ahead of the group's, is expelled.
+        moves. A peer whose tensors don't fit, or whose revision is ahead of the group's, is expelled. InvalidTensor:
+        one is read-only, and may have to be written.
         """
         self._idle("sync")
         self._state = state
         tensors = StateTensors(state.tensors, state.free)
+        if state.strategy != "send":
+            tensors.check_writable()
         payload = msgspec.msgpack.encode(state.note(tensors))
         ticket = self._ticket("sync", 0, f"{SYNC} {self._name}" if self._scope else SYNC, payload, tensor=tensors)
 
