@@ -552,8 +552,8 @@ class World:
         return bool(looking)
 
     def check_view(self, side: Side, view: View) -> None:
-        """Every successor link of it has been up. Where there are two masters, it follows on the one before: most of its
-        members are with this one, be it as newcomers, who were not told of it."""
+        """Every successor link of it has been up. Where there are two masters, it follows on the one before: most of
+        its members are with this one, be it as newcomers, who were not told of it."""
         self.check_links(view)
         self.lost_with_master.update(map(str, view.lost))
         if self.guarded and view != self.newest:

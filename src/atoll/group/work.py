@@ -80,8 +80,8 @@ class Work:
         ticket, membership = self.ticket, self._membership
         if not membership.port.wait(ticket, timeout_s):
             raise DeadlineExceeded(
-                f"{ticket.kind} with tag {ticket.tag}: no verdict within {timeout_s} s; it is still under way: await its "
-                "work again, or, where you have none, leave the group"
+                f"{ticket.kind} with tag {ticket.tag}: no verdict within {timeout_s} s; it is still under way: await "
+                "its work again, or, where you have none, leave the group"
             )
         outcome = ticket.outcome
         assert outcome is not None
