@@ -212,6 +212,15 @@ def test_what_can_not_be_reduced() -> None:
     alone_and_together(check)
 
 
+def test_rows_that_hold_nothing_can_not_be_counted_by_who_gets_them() -> None:
+    def check(group: Group) -> None:
+        with pytest.raises(InvalidTensor, match=r"all_to_all with tag 3: rows of \[2, 0\] hold nothing"):
+            group.all_to_all([np.ones((3, 2, 0))] * group.world, tag=3)
+        assert group.all_to_all([np.ones((0, 2))] * group.world).value[0].shape == (0, 2)
+
+    alone_and_together(check)
+
+
 def test_an_output_that_can_not_hold_the_result() -> None:
     def check(group: Group) -> None:
         x, frozen = np.ones(7), np.ones(7)

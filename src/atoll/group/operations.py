@@ -152,6 +152,8 @@ class Collectives:
         if len(kinds) > 1 or any(len(t.shape) < 1 for t in tensors):
             raise InvalidTensor(f"{name} tensors differ in type or row: {', '.join(describe(t) for t in tensors)}")
         ((dtype, row),) = kinds
+        if 0 in row:
+            raise InvalidTensor(f"{name} rows of {list(row)} hold nothing, so nobody could tell how many came")
         what = f"all_to_all {dtype} rows of {list(row)} codec {codec or 'none'}"
         counts = encoded_counts([flat.size for flat in flats])
         ticket = self._ticket("all_to_all", tag, what, counts, tensor=np.concatenate(flats), codec=codec)
