@@ -242,6 +242,7 @@ class World:
         inside = set(master.forming.ring if master.forming else master.ring)
         assert inside <= members
         assert master.openers <= members
+        assert all(i > 0 for i in master._left), "of those in a ring only"
         assert len(master.votes.ballots) <= MOST_VOTES * max(1, len(members))
         assert all(set(ballot.votes) <= inside for ballot in master.votes.ballots.values())
         assert len(master.votes.agreements) <= MOST_STATES

@@ -113,7 +113,8 @@ class Master:
             case Return():
                 self._on_return(who, event)
             case Bye() | Gone():
-                self._left |= {who} if isinstance(event, Bye) else set()
+                if isinstance(event, Bye) and who in self.ring:
+                    self._left.add(who)
                 if self.recovery:
                     self.recovery.lose(who)
                 self._changed(self.roster.handle(who, event, now))
