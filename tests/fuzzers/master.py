@@ -44,11 +44,15 @@ from atoll.group.messages import (
     Complete,
     Hello,
     Initiate,
+    Kept,
     Linked,
     Probed,
+    Return,
     Seat,
     Stalled,
     Topology,
+    Verdict,
+    View,
 )
 from atoll.group.peer import Peer
 from atoll.net.channel import LARGEST_CONTROL
@@ -238,6 +242,7 @@ class World:
         inside = set(master.forming.ring if master.forming else master.ring)
         assert inside <= members
         assert master.openers <= members
+        assert all(i > 0 for i in master._left), "of those in a ring only"
         assert len(master.votes.ballots) <= MOST_VOTES * max(1, len(members))
         assert all(set(ballot.votes) <= inside for ballot in master.votes.ballots.values())
         assert len(master.votes.agreements) <= MOST_STATES
@@ -312,6 +317,9 @@ def words() -> list[tuple[int, bytes]]:
         Probed(1, 2, 1e-310, float("nan")),
         Beat(1, b"guessed", "gone", bytes(8)),
         AskStatus(),
+        Return(4, SECRET, Hello("127.0.0.1", 9), View(1, (1, 2, 3, 4), True), kept=1),
+        Return(9, b"guessed", Hello("127.0.0.1", 9), View(1 << 40, (9, 9), True), last_id=1 << 50),
+        Kept(1, (), 1, Verdict(0, True)),
         Bye(),
     ]
     return [(NOW | 2 << HOW_MUCH, messages.encode(kind)) for kind in kinds]

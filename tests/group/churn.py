@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import atoll
-from atoll.errors import DeadlineExceeded, Expelled, PeerLost
+from atoll.errors import DeadlineExceeded, Expelled, PeerLost, Unfit
 from atoll.group.facade import Group
 from atoll.group.messages import Verdict, View
 from atoll.group.virtual import World
@@ -28,9 +28,13 @@ class Run:
 
     def __init__(self, seed: int, steps: int, min_world: int, traces: Traces) -> None:
         self.seed, self.steps, self.min_world, self.traces = seed, steps, min_world, traces
+        self.begin()
+        self.joined = 0
+        self.late: Work | None = None
+
+    def begin(self) -> None:
         self.values = np.zeros(3)
         self.state = atoll.SharedState({"values": self.values})
-        self.late: Work | None = None
 
     def main(self) -> None:
         while self.state.revision < self.steps:
@@ -38,7 +42,11 @@ class Run:
             try:
                 with atoll.join("master:1", min_world=self.min_world) as group:
                     self.traces[group.id] = []
+                    self.joined += 1
                     self.train(group)
+            except Unfit:
+                assert self.joined > 1, "its first group has no other revisions than its own"
+                self.begin()  # the others have ended, and another group has begun: take what that has
             except Expelled:
                 continue  # thawed too late: join again
             except DeadlineExceeded:

@@ -478,7 +478,7 @@ class World:
             match action:
                 case Say(to, said):
                     if isinstance(said, View) and not self.forgetful:
-                        self.check_view(said)
+                        self.check_view(side, said)
                     if to in connections:
                         box = connections[to]
                         self.post(("master", box.number), box, box.hear, side.lines[to], said)
@@ -551,15 +551,17 @@ class World:
             box.feed(MasterGone("no master"))
         return bool(looking)
 
-    def check_view(self, view: View) -> None:
-        """Every successor link of it has been up. Where there are two masters, it follows on the one before."""
+    def check_view(self, side: Side, view: View) -> None:
+        """Every successor link of it has been up. Where there are two masters, it follows on the one before: most of
+        its members are with this one, be it as newcomers, who were not told of it."""
         self.check_links(view)
         self.lost_with_master.update(map(str, view.lost))
         if self.guarded and view != self.newest:
             before, self.newest = self.newest, view
             assert before is None or view.epoch > before.epoch, f"two groups: {before}, {view}"
             alone = before is None or (view.opened and not set(before.ring) & set(view.ring))
-            assert alone or majority(view.ring, before.ring), f"two groups: {before}, {view}"
+            here = {i for i in before.ring if self.members[i] in side.connections.values()} if before else set()
+            assert alone or majority({*view.ring, *here}, before.ring), f"two groups: {before}, {view}"
 
     def check_links(self, view: View) -> None:
         """When a view is said, every successor link of it has been up."""

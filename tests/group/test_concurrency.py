@@ -118,6 +118,28 @@ def test_wait_all_awaits_all_before_it_raises_the_first_error() -> None:
     assert [p.program.result for p in world.processes] == ["went on", None, "went on"]
 
 
+def test_what_was_gathered_before_a_loss_is_right_though_awaited_after_it() -> None:
+    world = World()
+
+    def main() -> Any:
+        with atoll.join("master:1", min_world=3) as group:
+            gathered = group.all_gather_async(np.full(LARGE, group.rank), tag=1)
+            here().sleep(1.0)
+            if group.rank == 2:
+                return None
+            lost = group.all_reduce_async(np.ones(LARGE), "sum", tag=2)
+            with pytest.raises(PeerLost):
+                lost.wait()
+            assert group.world == 2
+            return gathered.wait().value
+
+    for i in range(3):
+        world.start(f"peer-{i}", main)
+    world.run()
+    for process in world.processes[:2]:
+        assert process.program.result.tolist() == [[rank] * LARGE for rank in range(3)]
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_a_wait_that_expires_changes_nothing_and_may_be_repeated(n: int) -> None:
     def main(group: Group) -> None:

@@ -43,6 +43,18 @@ def test_the_whole_stack_survives_three_hundred_schedules() -> None:
     assert run_seeds("churn", 0, 300) > 300
 
 
+@pytest.mark.parametrize(
+    ("module", "seed"),
+    [
+        pytest.param("fuzz", 1_016_529, id="a new master gave a number that one had whom nobody there knew"),
+        pytest.param("fuzz", 1_028_684, id="two masters went on: with one who lacked a view, and with the others"),
+        pytest.param("churn", 1_002_606, id="one came back to a group that had begun anew, and was expelled for ever"),
+    ],
+)
+def test_what_went_wrong_once_goes_well(module: str, seed: int) -> None:
+    assert _replay_all(module, seed, seed + 1) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_policies_survive_a_hundred_thousand_schedules() -> None:

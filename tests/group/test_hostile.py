@@ -327,7 +327,7 @@ def impostor() -> Iterator[Callable[[bytes], str]]:
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not atoll"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "not atoll"),
-        (preamble.encode(GREETING, wire_version=99), "wire version 99, this one 4"),
+        (preamble.encode(GREETING, wire_version=99), f"wire version 99, this one {preamble.WIRE_VERSION}"),
         (FIRST + framed(b"garbage"), "unreadable message"),
         (b"", "no greeting"),
         (FIRST + said(View(1, (1,), True)), "View before a welcome"),

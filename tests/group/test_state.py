@@ -1,6 +1,6 @@
 """The shared state: who wins, who has to receive what, who broke a rule; and that no peer ever holds half of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from atoll.errors import Expelled, InvalidTensor, PeerLost
 from atoll.group.facade import Group
 from atoll.group.membership.ballots import Ballot, step
 from atoll.group.membership.election import Election, Plan, StateNote, TensorNote, elect
+from atoll.group.membership.votes import Begun, Settled, Votes
 from atoll.group.messages import Initiate
 from atoll.group.state import SharedState, StateTensors
 from atoll.group.station import Take
@@ -532,3 +533,19 @@ def test_a_revision_after_which_no_other_could_come_is_unreadable(revision: int)
     for member, said in ((4, note(0, w="A")), (5, note(revision, w="A"))):
         ballot.votes[member] = Initiate(1, 0, "sync", msgspec.msgpack.encode(said))
     assert step(0, ballot, set()) == {5: "sent an unreadable note on its state"}
+
+
+def test_links_are_looked_at_only_once_all_have_voted_on_a_state() -> None:
+    """Who looks takes as long as there are pairs: of a thousand members a second."""
+    votes, members = Votes(), (4, 5, 6)
+    asked: list[Sequence[int]] = []
+
+    def even(ring: Sequence[int]) -> bool:
+        asked.append(ring)
+        return True
+
+    for member in members:
+        vote = Initiate(1, 0, "sync", msgspec.msgpack.encode(note(0, w="A")))
+        decided = votes.initiate(member, vote, members, even)
+        assert isinstance(decided, Settled | Begun) is (member == members[-1])
+    assert asked == [members]

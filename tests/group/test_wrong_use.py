@@ -152,6 +152,19 @@ def alone_and_together(check: Callable[[Group], None]) -> None:
     together(2, main)
 
 
+def test_a_state_that_could_not_be_written_is_refused_before_anybody_votes() -> None:
+    frozen = np.ones(3)
+    frozen.flags.writeable = False
+
+    def check(group: Group) -> None:
+        with pytest.raises(InvalidTensor, match="w is read-only"):
+            group.sync(atoll.SharedState({"v": np.ones(3), "w": frozen}))
+        group.sync(atoll.SharedState({"v": np.ones(3), "w": frozen}, free=["w"]))
+        group.sync(atoll.SharedState({"v": np.ones(3), "w": frozen}, strategy="send"))
+
+    alone_and_together(check)
+
+
 def test_arguments_that_can_not_be_meant() -> None:
     def check(group: Group) -> None:
         x = np.ones(3)
@@ -197,6 +210,15 @@ def test_what_can_not_be_reduced() -> None:
                 group.all_reduce(unfit, tag=3)
             assert isinstance(error.value, ValueError)
             assert "all_reduce with tag 3" in str(error.value)
+
+    alone_and_together(check)
+
+
+def test_rows_that_hold_nothing_can_not_be_counted_by_who_gets_them() -> None:
+    def check(group: Group) -> None:
+        with pytest.raises(InvalidTensor, match=r"all_to_all with tag 3: rows of \[2, 0\] hold nothing"):
+            group.all_to_all([np.ones((3, 2, 0))] * group.world, tag=3)
+        assert group.all_to_all([np.ones((0, 2))] * group.world).value[0].shape == (0, 2)
 
     alone_and_together(check)
 

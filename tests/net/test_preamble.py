@@ -11,7 +11,7 @@ from atoll.net import preamble
 from atoll.net.preamble import HEAD, Greeting
 
 GOLDEN = bytes.fromhex(
-    "41544f4c 0400 2800 83 a5 61746f6c6c a3 312e32 a8 6665617475726573 92 a2 7a31 a3 746c73 a9 6368616c6c656e6765 c4 00"
+    "41544f4c 0500 2800 83 a5 61746f6c6c a3 312e32 a8 6665617475726573 92 a2 7a31 a3 746c73 a9 6368616c6c656e6765 c4 00"
 )
 CHALLENGE = bytes(range(32))
 
@@ -56,7 +56,7 @@ def test_tls_where_plain_is_expected_is_named(head: bytes) -> None:
 def test_another_wire_version_is_refused_in_one_line_that_says_what_to_do() -> None:
     with pytest.raises(Refused) as refusal:
         preamble.body_size(preamble.encode(Greeting("9"), wire_version=7)[: HEAD.size])
-    assert "wire version 7, this one 4" in str(refusal.value)
+    assert f"wire version 7, this one {preamble.WIRE_VERSION}" in str(refusal.value)
     assert "install the same atoll" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

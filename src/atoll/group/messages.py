@@ -171,8 +171,10 @@ class Return(Message, frozen=True, tag=11):
     """The newest I was told."""
     attempt: int = 0
     """The newest epoch I have heard of."""
-    attempted: tuple[int, ...] = ()
+    attempted: tuple[Seat, ...] = ()
     """Who was to be in it."""
+    last_id: int = 0
+    """The largest of a member I have heard of."""
     seq: int = 0
     """The newest number of a data phase."""
     opening: bool = False

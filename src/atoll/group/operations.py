@@ -118,7 +118,8 @@ class Collectives:
 
     def all_gather_async(self, tensor: Any, *, tag: int = 0, codec: str | None = None, out: Any = None) -> Work:
         """As `all_gather`."""
-        put = _into_or_new(tensor, out, lambda values: (self.world, *tensor.shape))
+        world = self.world  # of now: before it is awaited, some may be lost
+        put = _into_or_new(tensor, out, lambda values: (world, *tensor.shape))
         return self._launch("all_gather", tensor, tag, "", codec, out, put)
 
     def broadcast(
@@ -151,6 +152,8 @@ class Collectives:
         if len(kinds) > 1 or any(len(t.shape) < 1 for t in tensors):
             raise InvalidTensor(f"{name} tensors differ in type or row: {', '.join(describe(t) for t in tensors)}")
         ((dtype, row),) = kinds
+        if 0 in row:
+            raise InvalidTensor(f"{name} rows of {list(row)} hold nothing, so nobody could tell how many came")
         what = f"all_to_all {dtype} rows of {list(row)} codec {codec or 'none'}"
         counts = encoded_counts([flat.size for flat in flats])
         ticket = self._ticket("all_to_all", tag, what, counts, tensor=np.concatenate(flats), codec=codec)
@@ -216,11 +219,14 @@ class Collectives:
         """Make `state` the same bits on all members: the elected holder's, with its revision.
 
         Only tensors that differ travel; they are staged, checked by digest and committed whole. In steady state nothing
-        moves. A peer whose tensors don't fit, or whose revision is ahead of the group's, is expelled.
+        moves. A peer whose tensors don't fit, or whose revision is ahead of the group's, is expelled. InvalidTensor:
+        one is read-only, and may have to be written.
         """
         self._idle("sync")
         self._state = state
         tensors = StateTensors(state.tensors, state.free)
+        if state.strategy != "send":
+            tensors.check_writable()
         payload = msgspec.msgpack.encode(state.note(tensors))
         ticket = self._ticket("sync", 0, f"{SYNC} {self._name}" if self._scope else SYNC, payload, tensor=tensors)
 

@@ -103,8 +103,8 @@ class Peer:
         self._measured: dict[int, Measured] = {}
         """Our links to other members: a new master needn't have them measured again."""
         self._hello: Hello | None = None
-        self._attempt = self._seq = 0
-        self._attempted: tuple[int, ...] = ()
+        self._attempt = self._last_id = self._seq = 0
+        self._attempted: tuple[Seat, ...] = ()
         self._broken: LinkDown | None = None
         """A link of the present epoch that is gone."""
         self._launched: Counter[tuple[Series, tuple[int, ...]]] = Counter()
@@ -210,7 +210,8 @@ class Peer:
 
     def _on_establish(self, message: Establish) -> None:
         self.forming, self._broken, self.away = message, None, False
-        self._attempt, self._attempted = message.epoch, tuple(seat.id for seat in message.ring)
+        self._attempt, self._attempted = message.epoch, message.ring
+        self._last_id = max(self._last_id, *(seat.id for seat in message.ring))
         for running in self.running.values():
             running.run = None
         ring = message.ring
@@ -277,8 +278,8 @@ class Peer:
         assert self._hello is not None
         opening = self.opening is not None and self.opening.kind == "topology"
         known = Return(
-            self.id, self.secret, self._hello, self.views[-1], self._attempt, self._attempted, self._seq, opening,
-            tuple(self.agreements.values()), len(self.kept),
+            self.id, self.secret, self._hello, self.views[-1], self._attempt, self._attempted, self._last_id, self._seq,
+            opening, tuple(self.agreements.values()), len(self.kept),
             tuple((m.id, m.bytes_per_s, m.round_trip_s) for m in self._measured.values()),
         )  # fmt: skip
         self._out.append(Tell(known))

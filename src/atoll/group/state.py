@@ -34,6 +34,12 @@ class StateTensors:
             for name, t, data in zip(self.names, self._tensors, self._bytes, strict=True)
         )
 
+    def check_writable(self) -> None:
+        """InvalidTensor: one that must be equal on all can't be written."""
+        for note, data in zip(self.notes, self._bytes, strict=True):
+            if note.digest and not data.flags.writeable:
+                raise InvalidTensor(f"{note.key} is read-only, but may have to take another's contents: share a copy")
+
     def nbytes(self, which: Sequence[int]) -> int:
         """Size of these tensors together."""
         return sum(self._bytes[i].size for i in which)

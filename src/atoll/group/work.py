@@ -79,7 +79,10 @@ class Work:
             return self._result
         ticket, membership = self.ticket, self._membership
         if not membership.port.wait(ticket, timeout_s):
-            raise DeadlineExceeded(f"{ticket.kind} with tag {ticket.tag}: no verdict within {timeout_s} s")
+            raise DeadlineExceeded(
+                f"{ticket.kind} with tag {ticket.tag}: no verdict within {timeout_s} s; it is still under way: await "
+                "its work again, or, where you have none, leave the group"
+            )
         outcome = ticket.outcome
         assert outcome is not None
         if membership.unawaited.get(self._key) is self:

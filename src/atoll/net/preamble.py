@@ -11,7 +11,7 @@ import msgspec
 from atoll.errors import ProtocolError, Refused
 from atoll.net.handshake import CHALLENGE_BYTES
 
-WIRE_VERSION: Final = 4
+WIRE_VERSION: Final = 5
 HEAD: Final = struct.Struct("<4sHH")
 _MAGIC: Final = b"ATOL"
 _LARGEST: Final = 1024

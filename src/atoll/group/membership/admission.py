@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from atoll.group.membership.roster import Member
@@ -42,6 +43,12 @@ class Patience:
         return now < when + wait_s
 
 
+@lru_cache(MOST_MEMBERS)
+def _is_local(host: str) -> bool:
+    """Can it only be dialled on its own machine?"""
+    return ipaddress.ip_address(host).is_loopback
+
+
 def unfit(event: Hello | Return, members: Mapping[int, Member]) -> str:
     """Why this peer can't be a member beside these; empty: it can."""
     hello, known_as = (event, 0) if isinstance(event, Hello) else (event.hello, event.id)
@@ -60,9 +67,9 @@ def unfit(event: Hello | Return, members: Mapping[int, Member]) -> str:
         return f"name and labels together may have {MOST_TEXT} bytes"
     if len(members) >= MOST_MEMBERS and known_as not in members:
         return f"the group is full: it has {len(members)} members"
-    local = address.is_loopback
+    local = _is_local(hello.host)
     for member in members.values():
-        if member.id != known_as and ipaddress.ip_address(member.seat.host).is_loopback != local:
+        if member.id != known_as and _is_local(member.seat.host) != local:
             here, there = (hello.host, member.seat.host) if local else (member.seat.host, hello.host)
             return (
                 f"one peer can only be dialled on its own machine ({here}), another from the network ({there}): "
@@ -74,7 +81,7 @@ def unfit(event: Hello | Return, members: Mapping[int, Member]) -> str:
 def plausible(event: Return) -> bool:
     """Can a member have said that of itself? Its numbers are carried on."""
     view = event.view
-    numbers = [event.id, event.attempt, event.seq, view.epoch, *view.ring]
+    numbers = [event.id, event.attempt, event.last_id, event.seq, view.epoch, *view.ring]
     return (
         event.id > 0
         and all(0 <= number < _MOST_NUMBER for number in numbers)

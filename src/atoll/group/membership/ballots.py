@@ -82,8 +82,8 @@ class Commenced:
     plan: bytes = b""
 
 
-Step = Decided | Commenced | dict[int, str] | None
-"""A dict: members to expel, with reasons. None: votes are still missing."""
+Step = Decided | Commenced | dict[int, str]
+"""A dict: members to expel, with reasons."""
 
 
 def is_sync(what: str) -> bool:
@@ -92,10 +92,8 @@ def is_sync(what: str) -> bool:
 
 
 def step(tag: int, ballot: Ballot, incumbents: set[int], most_givers: int = MOST_GIVERS) -> Step:
-    """What follows from the votes so far. `most_givers`: of a shared state; 1: along the ring only."""
+    """What follows, once all have voted. `most_givers`: of a shared state; 1: along the ring only."""
     ring = ballot.ring
-    if set(ballot.votes) != set(ring):
-        return None
     votes = [ballot.votes[i] for i in ring]
     if len({(v.what, v.seq) for v in votes}) > 1:
         said = "; ".join(f"rank {r}: {v.what}" for r, v in enumerate(votes))

@@ -82,9 +82,10 @@ class Breaks:
         """Is there no way, as far as anybody knows?"""
         return (source, target) in self._avoided
 
-    def any_of(self, pairs: Iterable[Pair]) -> bool:
-        """Is one of these avoided?"""
-        return bool(self._avoided) and not self._avoided.isdisjoint(pairs)
+    def among(self, ids: Iterable[int]) -> set[Pair]:
+        """Which pairs of these are avoided?"""
+        members = set(ids)
+        return {pair for pair in self._avoided if members.issuperset(pair)}
 
     def of(self, member: int) -> tuple[list[int], list[int]]:
         """Who can't reach it, and whom it can't reach."""
@@ -93,7 +94,7 @@ class Breaks:
 
     def culprit(self, ring: Sequence[int], edges: Iterable[Pair]) -> int | None:
         """Who of the ring has to go. `edges`: of the best way round there is."""
-        avoided = [pair for pair in self._avoided if set(pair) <= set(ring)]
+        avoided = self.among(ring)
         others = {i: {i, *(j for pair in avoided if i in pair for j in pair)} for i in ring}
 
         def worst(ids: Iterable[int]) -> int:
@@ -103,4 +104,4 @@ class Breaks:
             return worst(hopeless)
         found = worst(ring)
         alone = len(others[found]) > 2  # trouble with two of the others: not one's word against another's
-        return found if alone and self.any_of(edges) else None
+        return found if alone and not avoided.isdisjoint(edges) else None

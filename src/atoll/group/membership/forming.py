@@ -41,8 +41,8 @@ class Forming:
 
     @property
     def complete(self) -> bool:
-        """Has every member made its link?"""
-        return self.linked >= set(self.ring)
+        """Has every member made its link, and is nobody out of reach?"""
+        return self._suspected is None and self.linked >= set(self.ring)
 
     def link(self, who: int, said: Linked, lane: str) -> None:
         """One more has."""

@@ -106,14 +106,15 @@ class Master:
         match event:
             case AskStatus():
                 self._say([who], self.status())
-            case Hello() | Return() if who not in self.roster.members and (why := unfit(event, self.roster.members)):
-                self._out += [Say(who, Refuse(why)), Close(who)]
+            case Hello() | Return() if who in self.roster.members:
+                self._kick(who, "said hello twice")
             case Hello():
                 self._on_hello(who, event)
             case Return():
                 self._on_return(who, event)
             case Bye() | Gone():
-                self._left |= {who} if isinstance(event, Bye) else set()
+                if isinstance(event, Bye) and who in self.ring:
+                    self._left.add(who)
                 if self.recovery:
                     self.recovery.lose(who)
                 self._changed(self.roster.handle(who, event, now))
@@ -159,15 +160,13 @@ class Master:
 
     def _admissible(self) -> list[int]:
         """Those outside who would be content with the world they would find."""
-        inside = self._inside
-        outside = [
-            m
-            for i, m in self.roster.members.items()
-            if i not in inside and not self._patience.waits(m.origin, self._now)
-        ]
-        while outside and max(m.min_world for m in outside) > len(inside) + len(outside):
-            outside.remove(max(outside, key=lambda m: m.min_world))
-        return [m.id for m in outside]
+        inside = set(self._inside)
+        outside = [m for i, m in self.roster.members.items() if i not in inside]
+        content = [m for m in outside if not self._patience.waits(m.origin, self._now)]
+        content.sort(key=lambda m: m.min_world)
+        while content and content[-1].min_world > len(inside) + len(content):
+            content.pop()
+        return [m.id for m in content]
 
     def _pending(self) -> bool:
         """Is there a reason to open the group: somebody who waits, a better ring, links to try again?"""
@@ -179,17 +178,25 @@ class Master:
         return bool(machine) and machine == self.roster.members[other].seat.machine
 
     def _on_hello(self, who: int, event: Hello) -> None:
-        if who in self.roster.members:
-            self._kick(who, "said hello twice")
-        elif self.recovery and len(self.recovery.newcomers) >= MOST_MEMBERS:
-            self._out += [Say(who, Refuse("too many wait")), Close(who)]
-        elif self.recovery:
-            self.recovery.newcomers[who] = event  # its number must not be that of one who comes back
-        else:
+        if why := unfit(event, self.roster.members):
+            self._refuse(who, why)
+        elif self.recovery is None:
             self._last_id += 1
             self._out.append(Know(who, self._last_id))
             self._guarded = self._guarded or event.masters > 1
             self._changed(self.roster.handle(self._last_id, event, self._now))
+        elif who in self.recovery.newcomers:
+            self._refuse(who, "it said hello twice")
+        elif len(self.recovery.newcomers) >= MOST_MEMBERS:
+            self._refuse(who, "too many wait")
+        else:
+            self.recovery.newcomers[who] = event  # its number must not be that of one who comes back
+
+    def _refuse(self, who: int, why: str) -> None:
+        """Hang up on one who is no member."""
+        if self.recovery:
+            self.recovery.lose(who)
+        self._out += [Say(who, Refuse(why)), Close(who)]
 
     def _say(self, ids: Iterable[int], *messages: ToPeer | Status) -> None:
         self._out += [Say(i, message) for message in messages for i in ids]
@@ -234,14 +241,20 @@ class Master:
 
     def _on_return(self, who: int, event: Return) -> None:
         known = self.roster.members.get(event.id)
-        if not plausible(event) or (known and not hmac.compare_digest(known.secret, event.secret)):
-            self._out += [Say(who, Refuse("what it says of itself can't be")), Close(who)]
+        new = self.recovery is not None and who in self.recovery.newcomers
+        if why := unfit(event, self.roster.members):
+            self._refuse(who, why)
             return
-        left_behind = self.remembered.left_behind(event)
+        if new or not plausible(event):
+            self._refuse(who, "what it says of itself can't be")
+            return
+        another = known is not None and not hmac.compare_digest(known.secret, event.secret)
+        left_behind = another or self.remembered.left_behind(event)
         if self.recovery is None and not self._inside and not left_behind:
             self._recover("the group of before comes back: join again")
         if self.recovery is None or left_behind:
-            self._kick(event.id, "its connection broke")
+            if not another:
+                self._kick(event.id, "its connection broke")
             self._out += [Say(who, Expel("its connection to the master broke")), Close(who)]
             return
         if known:  # a second time, over a new connection
@@ -260,6 +273,8 @@ class Master:
             self._dismiss(i)
         self.openers.clear()
         self.votes.clear()
+        self._stalls.clear()
+        self._unsaid.clear()
         self.forming, self.ring = None, ()
         self.recovery = Recovery(self._now, remembered, self._standby)
 
@@ -341,7 +356,7 @@ class Master:
         forming.link(who, event, event.lane[:MOST_LETTERS])
 
     def _on_broken(self, who: int, event: Broken) -> None:
-        """Make the links anew, another way where one can't be made; or without somebody, where there is no other."""
+        """A link of this epoch is gone."""
         forming = self.forming
         if event.epoch != (forming.epoch if forming else self.epoch):
             return
@@ -353,10 +368,15 @@ class Master:
         if forming is None:
             names = " to ".join(self.roster.members[i].name for i in (event.source, event.target))
             self._reason = f"link from {names}: {event.why}"
+        self._relink()
+
+    def _relink(self) -> None:
+        """Make the links anew, another way where one can't be made; or without somebody, where there is no other."""
+        forming, ring = self.forming, self._inside
         culprit = self.links.culprit(ring)
         if culprit is None:
             self._form(ring, opened=bool(forming and forming.opened))
-        elif forming:
+        elif forming and not forming.unreachable(self._now):
             forming.suspect(self._now)
         else:
             self._cut_off(culprit)
@@ -391,10 +411,8 @@ class Master:
             for source, target in forming.unanswered(self._now):
                 self.links.broke(source, target, made=False, now=self._now)
             self._drop(dict.fromkeys(forming.late(self._now), f"made no links for {FORMING_S:g} s"))
-        if (forming := self.forming) and forming.unreachable(self._now):
-            culprit = self.links.culprit(forming.ring)
-            if culprit is not None:
-                self._cut_off(culprit)
+        if self.forming and self.forming.unreachable(self._now):
+            self._relink()
 
     def _evaluate(self) -> None:
         """After *every* event: a loss may have been the last vote that was missing."""
@@ -512,13 +530,7 @@ class Master:
             for m in members
         )  # fmt: skip
         losses = tuple(PastLoss(self._now - at, loss) for at, loss in self.losses)
-        revision = max(
-            [
-                *(a.revision for a in self.votes.agreements.values()),
-                *(m.revision for m in self.roster.members.values()),
-                0,
-            ]
-        )
+        revision = max([self.votes.revision, *(m.revision for m in members)])
         names = {m.id: m.name for m in members}
         return Status(
             self.epoch, self.forming is not None, revision, self.votes.seq, lines, losses,

@@ -131,14 +131,18 @@ class Recovery:
         view = self.view
         if view is None:
             return False
-        if there >= {*view.ring, *self.remembered.ring}:
-            return True
-        return self._gathered(now) and (not self.guarded or self._majority(there, view))
+        all_there = there >= {*view.ring, *self.remembered.ring}
+        return (all_there or self._gathered(now)) and (not self.guarded or self._majority(there, view))
 
     def _majority(self, there: set[int], view: View) -> bool:
-        """Of the newest view, and of those that may have been said since: one was attempted, and we don't know."""
+        """Of the newest view, and of those that may have been said since: one was attempted, and we don't know. Who was
+        to be in it and comes as a newcomer is here, and can't go on with it elsewhere."""
+        new = {(hello.host, hello.port) for hello in self.newcomers.values()}
         attempted = [r.said.attempted for r in self.returned.values() if r.said.attempt > view.epoch]
-        return all(majority(there, ring) for ring in [view.ring, *attempted])
+        return majority(there, view.ring) and all(
+            majority(there | {s.id for s in seats if (s.host, s.port) in new}, [s.id for s in seats])
+            for seats in attempted
+        )
 
     def hopeless(self, now: float) -> bool:
         """Are those here too few, and can they only hope that another master gathers more?"""
@@ -172,9 +176,10 @@ class Recovery:
 
     @property
     def last_id(self) -> int:
-        """The last one given to a member."""
+        """The last one given to a member, as far as anybody knows."""
         view = self.view
-        return max([self.remembered.last_id, *self.returned, *(view.ring if view else ())])
+        told = [one.said.last_id for one in self.returned.values()]
+        return max([self.remembered.last_id, *told, *self.returned, *(view.ring if view else ())])
 
     def lacked(self, who: int) -> list[Kept]:
         """Verdicts that this member may not have heard."""

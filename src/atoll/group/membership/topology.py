@@ -118,7 +118,7 @@ class LinkMap:
         return self._order[key]
 
     def _best(self, members: tuple[int, ...]) -> tuple[int, ...]:
-        if len(members) < 3 or not (self._rates or self.breaks.any_of(permutations(members, 2))):
+        if len(members) < 3 or not (self._rates or self.breaks.among(members)):
             return members
         rate = self._rate(members)
         if len(members) <= EXACT:
@@ -141,7 +141,8 @@ class LinkMap:
         """What all members may know of their links."""
         rate = self._rate(ring)
         around = edges(ring)
-        across = [pair for pair in permutations(ring, 2) if not self.breaks.avoided(*pair)]
+        avoided = self.breaks.among(ring)
+        across = [pair for pair in permutations(ring, 2) if pair not in avoided]
         return Pace(
             ring_trip_s,
             max([self._trips.get(pair, 0.0) for pair in across], default=0.0),
@@ -152,7 +153,7 @@ class LinkMap:
 
     def mesh(self, ring: Sequence[int]) -> bool:
         """Can those reach each other, too, that are no neighbours?"""
-        return not self.breaks.any_of(set(permutations(ring, 2)) - set(edges(ring)))
+        return self.breaks.among(ring) <= set(edges(ring))
 
     def even(self, ring: Sequence[int]) -> bool:
         """Are all pairs about as quick as the ring is, as far as anybody knows?"""
@@ -189,6 +190,6 @@ class LinkMap:
 
     def why(self, ring: Sequence[int], name: Callable[[int], str]) -> str:
         """Why the ring is as it is."""
-        if len(ring) < 3 or not (self._rates or self.breaks.any_of(permutations(ring, 2))):
+        if len(ring) < 3 or not (self._rates or self.breaks.among(ring)):
             return ""
         return why(ring, self._rate(ring), name)

@@ -123,6 +123,8 @@ class Votes:
         ballot = self.ballots.setdefault(op, Ballot(vote.members or ring))
         ballot.votes[who] = vote
         ballot.seq = vote.seq
+        if len(ballot.votes) < len(ballot.ring):
+            return None
         agreement = self.agreements.get(vote.what)
         one = vote.what in self._one_giver or (is_sync(vote.what) and not even(ballot.ring))
         match step(op.tag, ballot, agreement.incumbents if agreement else set(), 1 if one else MOST_GIVERS):
@@ -137,7 +139,6 @@ class Votes:
                 return Begun(ballot.ring, Commence(op.tag, ballot.seq, plan, op.scope))
             case dict() as misfits:
                 return Misfits(misfits)
-        return None
 
     def owed_to(self, who: int) -> set[int]:
         """Members whose data this one may be waiting for: those of operations that all have voted for."""
