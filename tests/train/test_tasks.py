@@ -67,7 +67,7 @@ def test_long_texts_are_cut_to_what_the_model_sees() -> None:
 
 def test_a_context_with_no_room_for_a_text_is_refused() -> None:
     assert labels(context=9).batch(np.arange(4)).shape == (4, 10)
-    with pytest.raises(InvalidConfig, match="--model.context must be at least 9, .* not 8"):
+    with pytest.raises(InvalidConfig, match=r"--model.context must be at least 9, .* not 8"):
         labels(context=8)
 
 
