@@ -208,6 +208,18 @@ def test_a_push_older_than_so_many_rounds_is_dropped_and_its_worker_goes_on() ->
     assert d.version == 5
 
 
+def test_what_comes_when_all_is_done_is_not_called_too_old() -> None:
+    d = desk(steps=5)
+    for who in (1, 2):
+        d.handle(who, Came(str(who), 2), 0.0)
+    d.handle(1, Beat(1, b"", "running", b""), 1.0)
+    d.handle(0, Tick(), 20.0)
+    d.handle(1, Pushed(0, 5, 1.0, "g"), 20.1)  # the only one left
+    while not d.over:
+        d.handle(1, Pushed(d.version, 1, 1.0, "g"), 20.2)
+    assert [type(action) for action in d.handle(2, Pushed(0, 5, 1.0, "g"), 20.3)] == [Changed, Finish]
+
+
 def test_what_is_no_number_is_refused_and_its_worker_goes_on() -> None:
     d = desk()
     d.handle(1, Came("a"), 0.0)

@@ -248,7 +248,10 @@ class Desk:
         if push.seconds > 0 and 0 < (speed := push.steps / push.seconds) < inf:
             worker.speed = speed
         gap = self._gap(push)
-        if self.over or push.gradient is None or gap > self.max_staleness * self.world:
+        if self.over:
+            self._waiting.append(who)
+            return actions
+        if push.gradient is None or gap > self.max_staleness * self.world:
             self._waiting.append(who)
             return [*actions, Dropped(worker.name, gap, push.gradient is None)]
         self._batch.append((who, worker.name, push, share or Fraction(push.steps, self.world)))
