@@ -69,6 +69,15 @@ def test_the_one_taken_has_peers_that_hear_of_each_other_soonest(
         assert all(other.age >= taken.age for other in found if other.reaches and other.name != "one-byte")
 
 
+@pytest.mark.parametrize(
+    ("peers", "momentum"), [(2, ""), (16, ""), (17, "0.2"), (32, "0.2"), (33, "0.5"), (64, "0.5"), (65, "0.6")]
+)
+def test_co2_has_more_momentum_among_more_peers(peers: int, momentum: str) -> None:
+    """As Sun et al. 2024 have it."""
+    flags = best("co2", 10**7, peers, 1.0, Link(1e7, 0.02)).flags.split()
+    assert dict(zip(flags[::2], flags[1::2], strict=True)).get("--outer-momentum", "") == momentum
+
+
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("bytes_per_s", [1e5, 1e7, 1e9])
 @pytest.mark.parametrize("trip_s", [1e-4, 50e-3, 1.0])

@@ -16,6 +16,7 @@ from atoll.sim.actors import Process, World
 from atoll.train.asynchronous.local import Local
 from atoll.train.asynchronous.server import Server
 from atoll.train.asynchronous.worker import Worker
+from atoll.train.checkpoint import load_newest
 from atoll.train.settings import TrainSettings
 from atoll.train.tasks import task_for
 from tests.train.test_delayed_nesterov import Reference
@@ -33,10 +34,10 @@ class Run:
 
     def __init__(
         self, changed: TrainSettings | None = None, seed: int = 0, step_s: float = STEP_S, latency_s: float = 1e-4,
-        **world: Any,
+        outer_step_s: float = 0.0, **world: Any,
     ) -> None:  # fmt: skip
         def cost(op: costs.Op) -> float:
-            return step_s if op.kind == "train_step" else 0.0
+            return {"train_step": step_s, "outer_step": outer_step_s}.get(op.kind, 0.0)
 
         torch.set_num_threads(1)
         self.settings = changed or settings()
@@ -277,6 +278,21 @@ def test_a_killed_server_goes_on_from_its_checkpoint_and_its_workers_find_it(tmp
     assert max(before) < min(after)
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert run.events("evaluated")[-1]["loss"] < run.events("evaluated")[0]["loss"]
+
+
+@pytest.mark.parametrize("at", [0.300, 0.301, 0.305])
+def test_a_server_told_to_leave_saves_what_it_has_applied_and_no_more(at: float, tmp_path: Path) -> None:
+    """Two workers' pushes; each takes 20 ms to apply, so that some are always waiting for that."""
+    run = Run(settings(steps=100), outer_step_s=0.02)
+    server = run.serve(tmp_path)
+    run.work("a", 2)
+    run.work("b", 2, slow=1.3)
+    run.world.at(at, lambda: run.servers[0].leave())
+    run.world.run(5.0)
+    assert server.result is False
+    tensors, about = load_newest(tmp_path / "checkpoint")
+    assert about["desk"]["version"] == len(run.events("applied"))
+    assert int(tensors["outer.counts"][0]) == about["desk"]["version"] % 2
 
 
 def test_a_worker_that_finds_no_server_says_what_to_start() -> None:

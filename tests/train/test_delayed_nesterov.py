@@ -167,13 +167,33 @@ def test_pushes_within_the_grace_are_one_version_and_nobody_pulls_before() -> No
     assert d.due == 1.5
     assert d.handle(2, Pushed(0, 5, 1.3, "g2"), 1.3) == []
     actions = d.handle(0, Tick(), 1.5)
-    assert [(a.who, a.gradient, a.version, a.staleness) for a in only(actions, Accepted)] == [
-        (1, "g1", 1, 0), (2, "g2", 1, 0)
+    assert [(a.name, a.gradient, a.version, a.staleness) for a in only(actions, Accepted)] == [
+        ("1", "g1", 1, 0), ("2", "g2", 1, 0)
     ]  # fmt: skip
     assert [(w.who, w.version) for w in only(actions, Work)] == [(1, 1), (2, 1)]
     late = d.handle(3, Pushed(0, 5, 2.0, "g3"), 2.0) + d.handle(0, Tick(), 2.5)
     assert only(late, Accepted)[0].staleness == 1
     assert d.version == 2
+
+
+def test_what_was_pushed_by_who_has_gone_since_counts_under_its_name() -> None:
+    d = desk(grace_s=0.5)
+    for who, name in ((1, "a"), (2, "b")):
+        d.handle(who, Came(name, 2), 0.0)
+    d.handle(2, Pushed(0, 5, 1.0, "g"), 1.0)
+    d.handle(2, Gone(), 1.1)
+    assert [a.name for a in only(d.handle(0, Tick(), 1.5), Accepted)] == ["b"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5e-324, 1e-305, 1e305, float("inf")])
+def test_a_worker_whose_clock_says_nonsense_gets_work_and_so_do_the_others(seconds: float) -> None:
+    d = desk(steps=1000)
+    for who in (1, 2):
+        d.handle(who, Came(str(who), 2), 0.0)
+    for version in range(2):
+        for who in (1, 2):
+            (work,) = only(d.handle(who, Pushed(version, 5, seconds if who == 1 else 1.0, "g"), 1.0), Work)
+            assert 1 <= work.steps <= 5
 
 
 def test_a_push_older_than_so_many_rounds_is_dropped_and_its_worker_goes_on() -> None:
@@ -183,16 +203,28 @@ def test_a_push_older_than_so_many_rounds_is_dropped_and_its_worker_goes_on() ->
     for version in range(5):
         d.handle(1, Pushed(version, 5, 1.0, "g"), 1.0)
     actions = d.handle(2, Pushed(0, 5, 9.0, "old"), 1.0)
-    assert only(actions, Dropped) == [Dropped(2, 5, refused=False)]
+    assert only(actions, Dropped) == [Dropped("2", 5, refused=False)]
     assert only(actions, Work)[0].version == 5
     assert d.version == 5
+
+
+def test_what_comes_when_all_is_done_is_not_called_too_old() -> None:
+    d = desk(steps=5)
+    for who in (1, 2):
+        d.handle(who, Came(str(who), 2), 0.0)
+    d.handle(1, Beat(1, b"", "running", b""), 1.0)
+    d.handle(0, Tick(), 20.0)
+    d.handle(1, Pushed(0, 5, 1.0, "g"), 20.1)  # the only one left
+    while not d.over:
+        d.handle(1, Pushed(d.version, 1, 1.0, "g"), 20.2)
+    assert [type(action) for action in d.handle(2, Pushed(0, 5, 1.0, "g"), 20.3)] == [Changed, Finish]
 
 
 def test_what_is_no_number_is_refused_and_its_worker_goes_on() -> None:
     d = desk()
     d.handle(1, Came("a"), 0.0)
     actions = d.handle(1, Pushed(0, 5, 1.0, None), 1.0)
-    assert only(actions, Dropped) == [Dropped(1, 0, refused=True)]
+    assert only(actions, Dropped) == [Dropped("a", 0, refused=True)]
     assert (d.version, d.taken) == (0, 0)
     assert len(only(actions, Work)) == 1
 

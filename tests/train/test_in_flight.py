@@ -7,6 +7,11 @@ import pytest
 import torch
 
 from atoll.errors import InvalidConfig
+from atoll.train.exchange import Exchanged
+from atoll.train.flat import FlatModel
+from atoll.train.learners import Eager
+from atoll.train.momentum import Momentum
+from atoll.train.optimisers import constant, descent
 from atoll.train.settings import ModelSettings, TrainSettings
 from tests.train.test_loop import check_finished
 from tests.train.tiny import STEP_S, Run, check_agreement, corpus, group_of, tiny
@@ -249,3 +254,23 @@ def test_settings_without_meaning_are_refused_by_name(changes, says):
 @pytest.mark.parametrize(("every", "fragments", "delay"), [(20, 4, 1), (4, 4, 0), (8, 2, 1)])
 def test_by_default_a_streamed_fragment_has_a_step_to_travel_where_there_is_one(every, fragments, delay):
     assert TrainSettings(strategy="streaming", every=every, fragments=fragments).schedule.delay == delay
+
+
+@pytest.mark.parametrize("refused", [(), (2,), (1, 2)])
+def test_eager_puts_its_fresh_share_in_the_place_of_the_one_that_is_in_the_mean(refused):
+    """Of three, whose last vectors were 1, 2 and 3; those of some were refused, so the mean is of the others."""
+    model = FlatModel(torch.nn.Linear(1, 1, bias=False))
+    model.parameters.zero_()
+    learner = Eager(model, Momentum(torch.zeros(1), 1.0), descent(model.parameters, constant(0.1)))
+    part, last = slice(0, 1), [[1.0, 2.0, 3.0][rank] for rank in range(3) if rank not in refused]
+    model.parameters.fill_(-1.0)
+    learner.contribution(part)
+    learner.settle(True, 3)
+    ahead = float(model.parameters)
+    model.parameters.sub_(7.0)
+    learner.contribution(part)
+    mean = torch.tensor([sum(last) / len(last)])
+    learner.took(part, Exchanged(mean, 3, 0, 0.0, refused=refused))
+    learner.settle(True, 3)
+    expected = sum([7.0, *last[1:]]) / len(last)
+    assert float(model.parameters) == pytest.approx(ahead - expected)

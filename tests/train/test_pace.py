@@ -1,6 +1,7 @@
 """Rounds that are as long as exchanges take."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -70,6 +71,20 @@ def test_rounds_grow_until_nobody_waits_and_who_comes_goes_along(strategy):
     assert max(waits[t] for t in range(1, 12)) > 2 * STEP_S
     assert max(waits[t] for t in range(settled, 120)) < STEP_S / 2
     assert late.hashes().items() <= old.hashes().items()
+
+
+def test_who_was_expelled_while_it_waited_takes_its_absence_for_no_exchange():
+    """An exchange takes some eight steps; the others take a hundred before it is back."""
+    s = tiny(strategy="co2", every=3, most_every=60, steps=200, first="holds")
+    numbers = sum(p.numel() for p in group_of(1, s).peers[0].trainer.model.parameters())
+    run = group_of(3, s, bytes_per_s=4 * numbers / (4 * STEP_S), latency_s=5e-3)
+    run.at(0.1313, run.peers[1].process.freeze)
+    run.at(5.0, run.peers[1].process.thaw)
+    run.run()
+    check_finished(run.peers)
+    assert len(run.peers[1].events("expelled")) == 1
+    ends = list(run.peers[0].hashes())
+    assert max(later - sooner for sooner, later in pairwise(ends)) <= 15
 
 
 def test_what_was_agreed_is_in_the_checkpoint(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from atoll.errors import InvalidData
+from atoll.errors import InvalidConfig, InvalidData
 from atoll.model.tokenizer import ByteTokenizer
 from atoll.model.transformer import Transformer, TransformerConfig
 from atoll.train.settings import TrainSettings
@@ -65,6 +65,12 @@ def test_long_texts_are_cut_to_what_the_model_sees() -> None:
     assert task.batch(np.arange(4)).shape == (4, 33)
 
 
+def test_a_context_with_no_room_for_a_text_is_refused() -> None:
+    assert labels(context=9).batch(np.arange(4)).shape == (4, 10)
+    with pytest.raises(InvalidConfig, match=r"--model.context must be at least 9, .* not 8"):
+        labels(context=8)
+
+
 def test_restart_gives_the_weights_back() -> None:
     task = labels()
     before = task.model.lm_head.weight.clone()
@@ -92,6 +98,8 @@ def test_a_file_has_a_label_and_a_text_per_line(tmp_path: Path) -> None:
     file = tmp_path / "texts.tsv"
     file.write_text("good\ta fine day\nbad\ta day of rain\n")
     assert labelled(str(file)) == [("good", "a fine day"), ("bad", "a day of rain")]
+    file.write_bytes("good\ta fine\u2028\x0cday\r\nbad\ta day\n".encode())
+    assert labelled(str(file)) == [("good", "a fine\u2028\x0cday"), ("bad", "a day")]
     file.write_text("good\ta fine day\nno tab\n")
     with pytest.raises(InvalidData, match=r"texts.tsv, line 2: is not LABEL, a tab and a text"):
         labelled(str(file))

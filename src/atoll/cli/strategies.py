@@ -18,7 +18,7 @@ from atoll.config import parse
 from atoll.errors import InvalidConfig
 from atoll.train import forecast
 from atoll.train.forecast import Forecast, Link
-from atoll.train.guide import EVERY, GUIDES, TARGET, Option, fewest_steps, guide, take
+from atoll.train.guide import EVERY, GUIDES, TARGET, Option, begin, fewest_steps, guide, take
 from atoll.train.limits import flag
 from atoll.train.schedule import FragmentSchedule
 from atoll.train.settings import TrainSettings
@@ -125,7 +125,7 @@ def options(name: str, numbers: int, peers: int, step_s: float, link: Link) -> l
     """That strategy with ever more steps between exchanges, as far as that makes a difference to it."""
     found: dict[FragmentSchedule, Option] = {}
     for every in EVERY:
-        settings = _settings(name, every)
+        settings = _settings(name, every, peers)
         schedule = replace(settings.schedule, steps=None)
         if schedule in found:
             continue
@@ -145,10 +145,10 @@ def best(name: str, numbers: int, peers: int, step_s: float, link: Link, slower:
 # -- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _settings(name: str, every: int) -> TrainSettings:
-    begin: dict[str, Any] = dict(guide(name).begin)
-    delay = begin.pop("delay", None)
-    settings = TrainSettings(strategy=name, every=every, **begin)  # type: ignore[arg-type]
+def _settings(name: str, every: int, peers: int = 1) -> TrainSettings:
+    some: dict[str, Any] = begin(name, peers)
+    delay = some.pop("delay", None)
+    settings = TrainSettings(strategy=name, every=every, **some)  # type: ignore[arg-type]
     return settings if delay is None else replace(settings, delay=min(delay, settings.schedule.apart - 1))
 
 

@@ -39,6 +39,11 @@ class Exchanged:
     notes: tuple[bytes, ...] = ()
     """By rank: what each said with its vector."""
 
+    @property
+    def given(self) -> int:
+        """How many vectors the mean is of."""
+        return self.world - len(self.refused)
+
 
 @dataclass(frozen=True, slots=True)
 class _Flight:

@@ -1,5 +1,6 @@
 """Policy: which strategy for which link: when each is used, what to begin with, and which of several to take."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -38,6 +39,8 @@ GUIDES: Final = {
     "one-byte": Guide("fine-tuning, slowest links", anew=False),
 }
 """In order of preference where other things are equal."""
+CO2_MOMENTUM: Final = ((16, 0.0), (32, 0.2), (64, 0.5), (math.inf, 0.6))
+"""Up to so many peers, that outer momentum (Sun et al. 2024)."""
 UNKNOWN: Final = Guide("see `atoll train --help`")
 
 
@@ -92,6 +95,12 @@ def take(options: Sequence[Option]) -> Option:
     if reaching := [option for option in some if option.reaches]:
         return min(reaching, key=lambda option: option.age)
     return max(some, key=lambda option: option.forecast.utilisation)
+
+
+def begin(name: str, peers: int) -> dict[str, str | int | float]:
+    """Settings for a first run of a strategy among so many, as in its guide."""
+    momentum = next(momentum for most, momentum in CO2_MOMENTUM if peers <= most) if name == "co2" else 0.0
+    return {**guide(name).begin, **({"outer_momentum": momentum} if momentum else {})}
 
 
 def guide(name: str) -> Guide:

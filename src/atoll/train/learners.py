@@ -166,7 +166,7 @@ class Eager(Late):
         estimate = self.fresh / world
         if self.last is not None and self.last.mean is not None:
             news = self.fresh if self.stale is None else self.fresh - self.stale
-            estimate = self.last.mean + news / self.last.world
+            estimate = self.last.mean + news / self.last.given
         self.ahead.step(slice(None), estimate, 0)
         self.model.parameters.copy_(self.ahead.parameters)
         self.stale, self.last = self.fresh, None

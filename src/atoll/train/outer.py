@@ -73,7 +73,7 @@ class OuterLoop:
         self.learner.learn(step)
         if self.pace is not None:
             self._step_s = here().now() - began
-            if self.exchange.landed():
+            if self.exchange.under_way and self.exchange.landed():
                 self.pace.landed(step + 1)
         actions, done = self.schedule.at(step), []
         for action in actions:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from atoll.errors import InvalidData
+from atoll.errors import InvalidConfig, InvalidData
 from atoll.model import store
 from atoll.model.loading import load
 from atoll.model.tokenizer import ByteTokenizer
@@ -134,6 +134,11 @@ class Labels(_Base):
         if any(len(word) == len(shared) for word in words) or len({word[len(shared)] for word in words}) < len(words):
             raise InvalidData(f"the labels {', '.join(self.labels)} don't begin with different tokens: rename them")
         self._before = [*self._tokens(ENDING), *shared]
+        if context <= len(self._before):
+            raise InvalidConfig(
+                f"--model.context must be at least {len(self._before) + 1}, to see some of a text before its label, "
+                f"not {context}"
+            )
         self._words = torch.tensor([word[len(shared)] for word in words])
         held_out = max(1, len(texts) // 5)
         self._held_out, self._train = texts[:held_out], texts[held_out:]
@@ -195,7 +200,7 @@ def labelled(name: str) -> list[Labelled]:
         return [*docstrings(*TOPICS)]
     path = Path(name)
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").removesuffix("\n").split("\n")  # a text may hold other ends of line
     except OSError as error:
         raise InvalidData(f"{path}: can't be read: {error.strerror}; --task takes {DOCSTRINGS} or a file") from error
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ is an N-th of one. What a lost worker was at is given to others. (Liu et al. 202
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, floor, isfinite
+from math import ceil, floor, inf
 from typing import Any, Final
 
 from atoll.group.membership.roster import Gone, Joined, Roster, Tick
@@ -46,9 +46,10 @@ Event = Came | Pushed | Beat | Bye | Gone | Tick
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Action: apply this push, with so many `workers` there; then the parameters are of `version`."""
+    """Action: apply this push, with so many `workers` there; then the parameters are of `version`. Its worker, `name`,
+    may be gone."""
 
-    who: int
+    name: str
     gradient: Any
     workers: int
     version: int
@@ -64,7 +65,7 @@ class Accepted:
 class Dropped:
     """Action: say that a push doesn't count; `refused`: for it was no number, else it was too old."""
 
-    who: int
+    name: str
     staleness: int
     refused: bool
 
@@ -149,8 +150,8 @@ class Desk:
         """Whoever is connected, those who are lost by their silence too."""
         self._waiting: list[int] = []
         """Members without work, in the order in which they came."""
-        self._batch: list[tuple[int, Pushed, Fraction]] = []
-        """Pushes that have come, with their shares of the run."""
+        self._batch: list[tuple[int, str, Pushed, Fraction]] = []
+        """Pushes that have come: whose, and their shares of the run."""
         self.due: float | None = None
         """When the pushes that have come are applied; None: there are none. Tick then."""
 
@@ -163,10 +164,6 @@ class Desk:
     def over(self) -> bool:
         """Are all steps taken?"""
         return self.taken >= self.steps
-
-    def name(self, who: int) -> str:
-        """For people."""
-        return self._known[who].name if who in self._known else f"worker {who}"
 
     def handle(self, who: int, event: Event, now: float) -> list[Action]:
         """See above."""
@@ -248,13 +245,16 @@ class Desk:
             return []
         actions = self._back(who, now)
         worker.busy, share, worker.share = False, worker.share, Fraction(0)
-        if push.seconds > 0 and isfinite(push.seconds):
-            worker.speed = push.steps / push.seconds
+        if push.seconds > 0 and 0 < (speed := push.steps / push.seconds) < inf:
+            worker.speed = speed
         gap = self._gap(push)
-        if self.over or push.gradient is None or gap > self.max_staleness * self.world:
+        if self.over:
             self._waiting.append(who)
-            return [*actions, Dropped(who, gap, push.gradient is None)]
-        self._batch.append((who, push, share or Fraction(push.steps, self.world)))
+            return actions
+        if push.gradient is None or gap > self.max_staleness * self.world:
+            self._waiting.append(who)
+            return [*actions, Dropped(worker.name, gap, push.gradient is None)]
+        self._batch.append((who, worker.name, push, share or Fraction(push.steps, self.world)))
         if self.due is None:
             self.due = now + self.grace_s
         return actions
@@ -268,10 +268,10 @@ class Desk:
         batch, self._batch, self.due = self._batch, [], None
         actions: list[Action] = []
         world = max(1, self.world)
-        for who, push, share in batch:
+        for who, name, push, share in batch:
             self.taken += share
             about = self.version + 1, self._gap(push), push.steps, floor(self.taken), push.loss
-            actions.append(Accepted(who, push.gradient, world, *about))
+            actions.append(Accepted(name, push.gradient, world, *about))
             if who in self._roster.members and who not in self._waiting and not self._known[who].busy:
                 self._waiting.append(who)
         self.version += 1
@@ -308,10 +308,10 @@ class Desk:
     def _steps(self, who: int) -> int:
         """As many as it can while the fastest takes `every`, of those that are left."""
         there = [self._known[member] for member in self._roster.members]
-        at_work = sum(worker.share for worker in there) + sum(share for _, _, share in self._batch)
+        at_work = sum(worker.share for worker in there) + sum(share for *_, share in self._batch)
         left = self.steps - self.taken - at_work
         fastest = max((worker.speed for worker in there if worker.speed is not None), default=None)
         speed, steps = self._known[who].speed, self.every
         if speed is not None and fastest is not None:
-            steps = max(1, floor(self.every * speed / fastest * (1 + SAME)))
+            steps = max(1, floor(self.every * (speed / fastest) * (1 + SAME)))
         return min(steps, max(0, ceil(left * self.world)))

@@ -55,7 +55,7 @@ STUCK_S: Final = 30.0
 FORGOTTEN_S: Final = 600.0
 """A worker that was silent for so long has to come again."""
 LEAVE_S: Final = 3.0
-"""For so long workers may take to hear that all is done."""
+"""For so long workers may take to hear that all is done, and we to carry out what was decided when told to leave."""
 
 
 @dataclass(eq=False)
@@ -187,6 +187,8 @@ class Server:
     # -- decisions ----------------------------------------------------------------------------------------------------
 
     def _feed(self, who: int, event: Event) -> None:
+        if self._leaving:  # what is saved is as of that moment
+            return
         for action in self.desk.handle(who, event, self.runtime.now()):
             self._actions.put_nowait(action)
         if self.desk.due is not None and who:
@@ -194,7 +196,7 @@ class Server:
 
     async def _tick(self) -> None:
         """Look at the clock, and at who has said anything."""
-        while True:
+        while not self._leaving:
             due = self.desk.due
             wait_s = TICK_S if due is None else min(max(due - self.runtime.now(), LEAST_S), TICK_S)
             with suppress(TimeoutError):
@@ -213,8 +215,8 @@ class Server:
             match action:
                 case Accepted():
                     await self._accept(action)
-                case Dropped(who, staleness, refused):
-                    self._drop(who, staleness, refused)
+                case Dropped(name, staleness, refused):
+                    self._drop(name, staleness, refused)
                 case Work(who):
                     self._say(who, _assign(action), self._parameters())
                 case Changed(name, what, went, world, epoch):
@@ -227,18 +229,19 @@ class Server:
                         await self._keep_all()
                         self._end.set()
                     self._say(who, Over(), memoryview(b""))
+            self._actions.task_done()
 
     async def _accept(self, push: Accepted) -> None:
         op = Op("outer_step", bytes=4 * self.model.parameters.numel())
         await self.runtime.compute(op, lambda: self.outer.push(push.gradient, push.workers))
         self.report(
-            "applied", who=self.desk.name(push.who), version=push.version, staleness=push.staleness, steps=push.steps,
+            "applied", who=push.name, version=push.version, staleness=push.staleness, steps=push.steps,
             step=push.step, loss=push.loss, tokens=push.steps * self.settings.batch * self.task.model.config.context,
             world=push.workers,
         )  # fmt: skip
 
-    def _drop(self, who: int, staleness: int, refused: bool) -> None:
-        name, step = self.desk.name(who), int(self.desk.taken)
+    def _drop(self, name: str, staleness: int, refused: bool) -> None:
+        step = int(self.desk.taken)
         if refused:
             self.report("refused", who=name, step=step)
         else:
@@ -301,11 +304,10 @@ class Server:
 
     async def _leave(self) -> None:
         """Carry out what was decided, and save that."""
-        about = self.desk.remembered()
-        deadline = self.runtime.now() + LEAVE_S
-        while not self._actions.empty() and self.runtime.now() < deadline:
-            await self.runtime.sleep(0.01)
-        await self._save(about)
+        self._actions.put_nowait(Save(self.desk.remembered()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self._actions.join()
         if self._saving is not None:
             await self._saving
 

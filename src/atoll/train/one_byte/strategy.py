@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("atoll.train")
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
-DIGEST_BYTES = 16
 FLOPS_OF_A_NORMAL = 60.0
 LARGEST_LOG = 1 << 30
 """Bytes that another's log may have: of some hundred million gradients."""
