@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -82,6 +83,16 @@ def test_a_character_comes_with_its_last_byte_and_no_later():
 def test_no_token_is_refused(token):
     with pytest.raises(ValueError, match="no token"):
         small().decode([token])
+
+
+def test_others_run_while_a_long_text_is_read():
+    """As the streams of a server, whose prompts these are."""
+    begun, ran = threading.Event(), threading.Event()
+    threading.Thread(target=lambda: begun.wait(10) and ran.set()).start()
+    text = "many words " * (1 << 14)
+    begun.set()
+    assert small().encode(text)
+    assert ran.is_set()
 
 
 def test_a_lone_surrogate_is_no_text():

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import inf
 from typing import Final
 
 import numpy as np
@@ -49,7 +48,6 @@ class _Asked:
     sequence: Sequence
     answer: Answer
     grammar: Grammar | None
-    until: float
     ends: frozenset[int]
     came: float
     mean: Mean | None
@@ -129,10 +127,8 @@ class Engine:
         )
         answer = Answer(self.tokenizer, request.stop, silent=ends)
         grammar = self._grammars.open(request.grammar) if request.grammar is not None else None
-        now = here().now()
-        until = inf if request.deadline_s is None else now + request.deadline_s
         mean = Mean() if request.embed else None
-        self._asked[request.id] = _Asked(request, sequence, answer, grammar, until, ends, now, mean)
+        self._asked[request.id] = _Asked(request, sequence, answer, grammar, ends, here().now(), mean)
         self._arrivals += 1
         self.scheduler.add(sequence)
 
@@ -145,12 +141,12 @@ class Engine:
     def step(self) -> list[tuple[str, Delta]]:
         """What came of a step, by request."""
         began = here().now()
-        said = self._late(began)
         step = self.scheduler.schedule()
         self.counts.preemptions += step.preempted
         if not step.runs:
-            return said
+            return []
         self.watch(step)
+        said = list[tuple[str, Delta]]()
         runs = [(self._asked[run.sequence.id], run) for run in step.runs]
         for asked, _ in runs:
             asked.began = began if asked.began is None else asked.began
@@ -192,7 +188,7 @@ class Engine:
 
     def _check_deadline(self, request: Request, prompt: tuple[int, ...], limit: int) -> None:
         """Can it be there in time? Others' prompts pass before it, then its own, and then at least one token comes."""
-        if request.deadline_s is None or request.deadline_s <= 0:
+        if request.deadline_s is None:
             return
         order = (request.priority, self._arrivals)
         before = [*self.scheduler.running, *(each for each in self.scheduler.waiting if each.order < order)]
@@ -223,12 +219,6 @@ class Engine:
         vocab = self.model.config.vocab_size
         ends = frozenset(token for token in request.stop_tokens if 0 <= token < vocab)
         return ends if request.ignore_end else ends | self.tokenizer.ends
-
-    def _late(self, now: float) -> list[tuple[str, Delta]]:
-        late = [asked for asked in self._asked.values() if asked.until <= now]
-        for asked in late:
-            self.drop(asked.request.id)
-        return [(asked.request.id, Delta(finish="deadline")) for asked in late]
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
