@@ -220,7 +220,7 @@ def test_long_conversations_are_within_it():
     assert len(ChatTemplate(TEMPLATE, {}).text(talk)) > 4_000_000
 
 
-@pytest.mark.parametrize("opening", ['[', '{"a":'])
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
 def test_what_is_nested_too_deep_is_refused(opening):
     closing = {"[": "]", '{"a":': "}"}[opening]
     deep = msgspec.json.decode(opening * 900 + "1" + closing * 900)

@@ -166,6 +166,12 @@ def test_a_tokenizer_json_gives_the_librarys_tokens_and_text(library, text):
     assert ours.decode(tokens) == library.decode(tokens, skip_special_tokens=True)
 
 
+def test_pieces_go_on_with_a_text():
+    """So the first word of an answer keeps the space before it."""
+    ours = from_json(sentence_piece().to_str(), [])
+    assert "".join(map(ours.pieces().push, ours.encode("he he"))) == " he he"
+
+
 def test_ends_are_found_by_number_and_name():
     assert from_json(byte_level().to_str(), ["<|end|>", START, "<nothing>", 1 << 40]).ends == {END, START}
 

@@ -131,7 +131,7 @@ class Face:
 
     def _known(self, call: Call) -> bool:
         scheme, _, given = call.headers.get("authorization", "").partition(" ")
-        found = [hmac.compare_digest(key, given.strip().encode()) for key in self._keys]
+        found = [hmac.compare_digest(key, given.strip().encode("latin-1")) for key in self._keys]
         return scheme.lower() == "bearer" and any(found)
 
     # -- what is there ------------------------------------------------------------------------------------------------

@@ -76,7 +76,10 @@ class Counts:
 
 
 class Engine:
-    """One model and all who ask it. `guesses`: how many tokens are guessed ahead; 0: none."""
+    """One model and all who ask it. `guesses`: how many tokens are guessed ahead; 0: none.
+
+    Logits beyond the tokeniser's last token are left out: many models are padded to a round number of them.
+    """
 
     def __init__(self, model: PagedModel, tokenizer: Tokenizer, limits: Limits, guesses: int = 0) -> None:
         self.model, self.tokenizer, self.limits, self.guesses = model, tokenizer, limits, guesses
@@ -168,7 +171,7 @@ class Engine:
         prompt = request.prompt.tokens
         if not prompt:
             raise InvalidRequest("prompt", "the prompt is empty")
-        vocab = self.model.config.vocab_size
+        vocab = self.tokenizer.vocab_size
         if min(prompt) < 0 or max(prompt) >= vocab:
             raise InvalidRequest("prompt", f"the prompt has a token outside 0 to {vocab - 1}")
         return prompt
@@ -210,13 +213,13 @@ class Engine:
         return self.pace.seconds(-(-tokens // (self.limits.step_tokens or max(1, tokens))), tokens)
 
     def _check_bias(self, request: Request) -> None:
-        bias, vocab = request.sampling.bias, self.model.config.vocab_size
+        bias, vocab = request.sampling.bias, self.tokenizer.vocab_size
         if bias and not 0 <= min(bias) <= max(bias) < vocab:
             raise InvalidRequest("logit_bias", f"logit_bias has a token outside 0 to {vocab - 1}")
 
     def _ends(self, request: Request) -> frozenset[int]:
         """What the model can't say ends nothing."""
-        vocab = self.model.config.vocab_size
+        vocab = self.tokenizer.vocab_size
         ends = frozenset(token for token in request.stop_tokens if 0 <= token < vocab)
         return ends if request.ignore_end else ends | self.tokenizer.ends
 
@@ -236,6 +239,7 @@ class Engine:
                 continue
             slices = [Slice(run.tokens, run.sequence.computed, run.sequence.pages, run.wanted) for run in runs]
             rows = here().compute(replace(step, runs=runs).operation(), partial(compute, slices))
+            rows = rows if embed else rows[:, : self.tokenizer.vocab_size]
             ends = np.cumsum([run.wanted for run in runs])
             found |= zip((run.sequence.id for run in runs), np.split(rows, ends[:-1]), strict=True)
         return [found[run.sequence.id] for run in step.runs]
