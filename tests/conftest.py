@@ -13,6 +13,7 @@ import pytest
 HERE: Final = Path(__file__).parent
 BESIDE: Final = (
     "cli/test_asynchronous.py",
+    "cli/test_chat.py",
     "cli/test_history.py",
     "cli/test_live.py",
     "cli/test_model.py",

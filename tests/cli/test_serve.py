@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from atoll.cli.main import run
-from atoll.cli.serve import ServeSettings, nbytes
+from atoll.cli.serve import ServeSettings, _listening, nbytes
 from atoll.cli.serve_behind import behind
 from atoll.endpoint.api import Request, Text
 from atoll.errors import InvalidConfig
@@ -293,6 +293,11 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(home, monkeypatch, capf
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert run(["serve", "runs/first", "--port", str(taken.getsockname()[1])]) == 1
     assert "take another --port" in capfd.readouterr().err
+
+
+def test_what_goes_wrong_later_is_not_said_of_the_port():
+    with pytest.raises(OSError, match="no such file"), _listening("--port", "127.0.0.1", 0):
+        raise OSError("no such file")
 
 
 @pytest.mark.parametrize(("text", "n"), [("10", 10), ("2GiB", 2 << 30), ("1.5 MiB", 3 << 19), ("3KB", 3000)])

@@ -69,6 +69,11 @@ def test_how_each_ended_is_told():
     assert [outcome.end for outcome in told] == ["refused", "timed out", "aborted", "answered", "answered"]
 
 
+def test_a_mistake_of_the_endpoint_ends_the_run():
+    with pytest.raises(ZeroDivisionError):
+        driven(Slow(3.0, {"load-1": ZeroDivisionError()}), at(0, 90))
+
+
 def test_users_who_wait_for_an_answer_ask_again_after_it():
     slow = Slow(1.0)
     workload = ClosedLoop(2, 3.0, Empirical([5]), Empirical([4]), seed=1)

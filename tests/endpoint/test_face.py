@@ -34,6 +34,8 @@ BODY = {"model": "parrot", "prompt": "abc", "max_tokens": 5}
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": True}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"logit_bias": {"5": -(10**400)}}, "logit_bias.5"),
         ({"top_p": 0}, "top_p"), ({"top_p": 1.5}, "top_p"), ({"n": 0}, "n"), ({"n": 1000}, "n"), ({"n": 1.5}, "n"),
         ({"best_of": 0}, "best_of"), ({"best_of": 2, "stream": True}, "best_of"), ({"max_tokens": -1}, "max_tokens"),
         ({"logprobs": 6}, "logprobs"), ({"stop": ["a"] * 5}, "stop"), ({"stop": [""]}, "stop"), ({"stop": [1]}, "stop"),

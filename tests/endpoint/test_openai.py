@@ -286,13 +286,14 @@ def test_unknown_models_and_too_long_prompts(client):
 
 
 def test_keys_are_asked_for():
-    with served(Scripted(), keys=["one", "two"]) as (url, _):
+    with served(Scripted(), keys=["one", "two", "drei€"]) as (url, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="two", max_retries=0)
         assert client.models.list().data
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{url}/v1", api_key="three", max_retries=0).models.list()
         refused = httpx.get(f"{url}/v1/models")
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer drei€".encode()}).status_code == 200
         assert httpx.get(f"{url}/health").status_code == 200
 
 

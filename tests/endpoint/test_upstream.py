@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from atoll.endpoint.api import Conversation, Delta, Request, Sampling, Text, Tokens
+from atoll.endpoint.refusals import refused
 from atoll.endpoint.upstream import Upstream
 from atoll.errors import (
     ContextExceeded,
@@ -141,8 +142,9 @@ def test_its_errors_are_ours(error):
 
 
 def test_a_key_is_given():
-    with served(Scripted(), keys=["secret"]) as (url, _):
-        assert against(url, lambda upstream: gathered(upstream, ASK), key="secret")[0] == "you said häy"
+    with served(Scripted(), keys=["secret", "gehéim"]) as (url, _):
+        for key in ("secret", "gehéim"):
+            assert against(url, lambda upstream: gathered(upstream, ASK), key=key)[0] == "you said häy"
         with pytest.raises(Unavailable, match="401"):
             against(url, lambda upstream: gathered(upstream, ASK), key="other")
 
@@ -200,6 +202,8 @@ STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
         (STREAM + b"data: []\n\n", RequestFailed),
         (STREAM + b"data: {\"choices\":[{\"text\":\"a\"}]}\n\n", EngineLost),
         (STREAM + b"data: {\"choices\":[3]}\n\n", RequestFailed),
+        (STREAM + b"data: {\"choices\":null}\n\ndata:[DONE]\n\n", EngineLost),
+        (b"HTTP/1.1 503 Oh\r\nRetry-After: inf\r\nContent-Length: 2\r\n\r\n{}", Draining),
         (b"HTTP/1.1 500 Oh\r\nContent-Length: 3\r\n\r\nno!", RequestFailed),
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>", EngineLost),
         (STREAM + b'data: {"error":{"message":"it died","code":"engine_lost"}}\n\n', EngineLost),
@@ -225,6 +229,7 @@ def test_a_server_that_talks_nonsense(answer, error):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener,), daemon=True)
         thread.start()
-        with pytest.raises(error):
+        with pytest.raises(error) as caught:
             against(f"http://127.0.0.1:{listener.getsockname()[1]}", lambda upstream: gathered(upstream, ASK))
+        assert refused(caught.value).status_code >= 400
         thread.join(20)

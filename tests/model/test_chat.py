@@ -1,6 +1,7 @@
 import time
 from datetime import datetime
 
+import msgspec
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -217,3 +218,11 @@ def test_long_conversations_are_within_it():
     assert ChatTemplate(each_knows_the_last, {}).text(TALK * 1000) == "!"
     talk = [{"role": "user", "content": "word " * 2000}, {"role": "assistant", "content": "word " * 2000}] * 200
     assert len(ChatTemplate(TEMPLATE, {}).text(talk)) > 4_000_000
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_what_is_nested_too_deep_is_refused(opening):
+    closing = {"[": "]", '{"a":': "}"}[opening]
+    deep = msgspec.json.decode(opening * 900 + "1" + closing * 900)
+    with pytest.raises(InvalidData, match="nested too deep"):
+        ChatTemplate("{{ messages }}", {}).text([{"role": "user", "content": "x", "more": deep}])

@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -84,6 +85,16 @@ def test_no_token_is_refused(token):
         small().decode([token])
 
 
+def test_others_run_while_a_long_text_is_read():
+    """As the streams of a server, whose prompts these are."""
+    begun, ran = threading.Event(), threading.Event()
+    threading.Thread(target=lambda: begun.wait(10) and ran.set()).start()
+    text = "many words " * (1 << 14)
+    begun.set()
+    assert small().encode(text)
+    assert ran.is_set()
+
+
 def test_a_lone_surrogate_is_no_text():
     with pytest.raises(UnicodeEncodeError):
         small().encode("\ud800")
@@ -153,6 +164,12 @@ def test_a_tokenizer_json_gives_the_librarys_tokens_and_text(library, text):
     assert ours.encode(text) == tokens
     assert [*ours.prefix, *tokens] == library.encode(text).ids
     assert ours.decode(tokens) == library.decode(tokens, skip_special_tokens=True)
+
+
+def test_pieces_go_on_with_a_text():
+    """So the first word of an answer keeps the space before it."""
+    ours = from_json(sentence_piece().to_str(), [])
+    assert "".join(map(ours.pieces().push, ours.encode("he he"))) == " he he"
 
 
 def test_ends_are_found_by_number_and_name():

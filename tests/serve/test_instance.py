@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -30,10 +31,12 @@ from atoll.model.packed import Packed
 from atoll.model.paged import Slice
 from atoll.model.saved import save_model
 from atoll.model.tokenizer import ByteTokenizer
+from atoll.runtime.processes import popen
 from atoll.serve import instance as driver
-from atoll.serve import process
+from atoll.serve import process, restarts
 from atoll.serve.instance import Instance, whole
-from atoll.serve.messages import LARGEST, Add, Drop, Setup, Unpacker, packed
+from atoll.serve.messages import LARGEST, Add, Drop, Ready, Setup, Unpacker, packed
+from atoll.serve.pulse import LOOKS, Pulse
 from tests.model.test_paged import packed_as
 from tests.serve.bytes_model import model
 
@@ -102,6 +105,7 @@ def test_what_can_not_be_answered_is_refused_by_its_name(folder):
             for request, error in (
                 (asked("a", model="large"), NotServed),
                 (asked("b", "x" * 300), ContextExceeded),
+                (asked("long", "x" * (257 << 8)), ContextExceeded),
                 (asked("c", prompt=Tokens((999,))), InvalidRequest),
                 (asked("d", prompt=Conversation(({"role": "user", "content": "hi"},))), InvalidRequest),
                 (asked("e", prompt=Text("\ud800")), InvalidRequest),
@@ -145,7 +149,7 @@ def test_who_goes_away_frees_all_it_held(folder):
 
 
 def test_an_engine_that_dies_is_said_and_started_again(folder, monkeypatch):
-    monkeypatch.setattr(driver, "AGAIN_S", (0.0,))
+    monkeypatch.setattr(restarts, "AGAIN_S", (0.0,))
 
     async def work():
         async with running(folder) as served:
@@ -167,6 +171,80 @@ def test_an_engine_that_dies_is_said_and_started_again(folder, monkeypatch):
             assert (await whole(served.generate(asked("b")))).finish == "length"
 
     run(work)
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """Instead of engines: processes that say they are ready, and no more."""
+    monkeypatch.setattr(restarts, "AGAIN_S", (0.0,))
+    says = f"import os, time; os.write(1, {packed(Ready('none'))!r}); time.sleep(100)"
+    monkeypatch.setattr(driver, "popen", lambda argv, **options: popen([sys.executable, "-S", "-c", says], **options))
+
+
+def test_an_engine_that_is_stuck_is_given_up_and_no_deadline_waits_for_it(folder, silent, monkeypatch):
+    monkeypatch.setattr(driver, "LOOK_S", 0.02)
+
+    async def work():
+        async with running(folder) as served:
+            with pytest.raises(DeadlinePassed):
+                await whole(served.generate(asked("a", deadline_s=0.01)))
+            with pytest.raises(EngineLost, match="stopped or stuck"):
+                await whole(served.generate(asked("b")))
+            while not served.restarts or not served.describe():
+                await asyncio.sleep(0.01)
+
+    run(work)
+
+
+@pytest.mark.parametrize("broken", ["start", "connect", "hear"])
+def test_an_engine_is_started_until_it_can_be(folder, silent, monkeypatch, broken):
+    """Where there are no descriptors left, say."""
+    error = ValueError("no message") if broken == "hear" else OSError("too many open files")
+    times = iter([None, error, error])
+
+    def failing(work):
+        def now_and_then(*args, **options):
+            if error := next(times, None):
+                raise error
+            return work(*args, **options)
+
+        return now_and_then
+
+    where, name = {
+        "start": (driver, "popen"), "connect": (driver, "_connected"), "hear": (Unpacker, "of_engine")
+    }[broken]  # fmt: skip
+    monkeypatch.setattr(where, name, failing(getattr(where, name)))
+
+    async def work():
+        async with running(folder) as served:
+            assert served._engine is not None
+            served._engine.process.kill()
+            while served.restarts < 3 or not served.describe():
+                await asyncio.sleep(0.01)
+
+    run(work)
+
+
+def test_an_engine_that_can_not_be_started_says_why(folder, monkeypatch):
+    def none(*args, **options):
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(driver, "popen", none)
+
+    async def work():
+        with pytest.raises(EngineLost, match="too many open files"):
+            async with running(folder):
+                pass
+
+    run(work)
+
+
+def test_who_uses_a_processor_lives_however_long_it_is_silent():
+    pulse = Pulse()
+    assert not any(pulse.lost(used_s) for used_s in range(5 * LOOKS))
+    assert [pulse.lost(5.0 * LOOKS) for _ in range(LOOKS + 1)] == [False] * LOOKS + [True]
+    pulse.heard()
+    assert not pulse.lost(5.0 * LOOKS)
 
 
 def test_an_engine_that_can_not_begin_says_why(folder, tmp_path):

@@ -63,6 +63,13 @@ def test_what_is_banned_is_never_drawn():
     assert draw(LOGITS, Sampling(temperature=0), 0, [], {0}) == 1
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_what_is_banned_is_drawn_where_nothing_else_is_possible(temperature):
+    row = np.full(8, -np.inf, np.float32)
+    row[3] = 1
+    assert draw(row, Sampling(temperature=temperature), 0, [], {3, 4}) == 3
+
+
 def test_temperature_0_takes_the_likeliest_and_of_equals_the_first():
     assert draw(LOGITS, Sampling(temperature=0), 0, []) == 0
     assert draw(LOGITS[1:], Sampling(temperature=0, bias={1: 0.5, 0: 0.0}), 0, []) == 0

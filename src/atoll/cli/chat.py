@@ -1,6 +1,5 @@
 """Driver: `atoll chat`: a conversation in the terminal with any server that speaks OpenAI's API."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from atoll.cli.keys import read_key
 from atoll.config import parse
+from atoll.endpoint.events import Events
 from atoll.errors import InvalidConfig, InvalidData, RequestFailed, Unavailable
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _client(settings: ChatSettings) -> "Iterator[httpx.Client]":
     except ImportError as error:
         raise InvalidConfig("`atoll chat` needs httpx: pip install 'atoll[serve]'") from error
     key = None if settings.api_key_file is None else read_key(settings.api_key_file)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
     with httpx.Client(base_url=settings.url, headers=headers, timeout=PATIENCE_S) as client:
         try:
             yield client
@@ -95,7 +95,8 @@ def _client(settings: ChatSettings) -> "Iterator[httpx.Client]":
 
 def _first_model(client: "httpx.Client", url: str) -> str:
     found = _json(client.get("/v1/models"))
-    names = [each["id"] for each in found.get("data", [])]
+    with _understood(url):
+        names = [each["id"] for each in found["data"]]
     if not names:
         raise Unavailable(f"{url} serves no model yet")
     return str(names[0])
@@ -114,24 +115,37 @@ def _answer(client: "httpx.Client", settings: ChatSettings, model: str, messages
         if response.status_code != 200:
             response.read()
             _json(response)
-        for line in response.iter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            event = json.loads(line.removeprefix("data: "))
-            if "error" in event:
-                raise RequestFailed(event["error"].get("message", "the answer broke off"))
-            for choice in event.get("choices", []):
-                if text := choice.get("delta", {}).get("content"):
-                    yield text
+        events = Events()
+        for data in response.iter_bytes():
+            with _understood(settings.url):
+                texts = [text for event in events.push(data) for text in _texts(event)]
+            yield from texts
+
+
+def _texts(event: dict[str, Any]) -> Iterator[str]:
+    if error := event.get("error"):
+        message = error.get("message") if isinstance(error, dict) else error
+        raise RequestFailed(str(message or "the answer broke off"))
+    for choice in event.get("choices") or []:
+        if text := (choice.get("delta") or {}).get("content"):
+            yield str(text)
+
+
+@contextmanager
+def _understood(url: object) -> Iterator[None]:
+    """InvalidData for what isn't of the form that it should have."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidData(f"{url} answers in no way known here: is it a server of OpenAI's API?") from error
 
 
 def _json(response: "httpx.Response") -> Any:
     """What was answered. RequestFailed with the server's own words for an error."""
-    try:
+    with _understood(response.url):
         found = response.json()
-    except ValueError as error:
-        raise InvalidData(f"{response.url} doesn't answer in JSON: is it a server of OpenAI's API?") from error
     if response.status_code != 200:
-        told = found.get("error", {}) if isinstance(found, dict) else {}
-        raise RequestFailed(f"{response.url}: {told.get('message', response.reason_phrase)}")
+        told = found.get("error") if isinstance(found, dict) else None
+        message = told.get("message") if isinstance(told, dict) else told
+        raise RequestFailed(f"{response.url}: {message or response.reason_phrase}")
     return found

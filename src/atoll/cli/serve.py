@@ -186,18 +186,20 @@ async def _serving(server: Any, listener: socket.socket) -> AsyncGenerator["asyn
 @contextmanager
 def _listening(flag: str, host: str, port: int) -> Iterator[socket.socket]:
     """A listening socket, before anything is loaded. Unavailable: somebody else listens there."""
-    try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # Named, or asyncio doesn't see that it is TCP and lets answers wait for acknowledgements, 40 ms each.
-        with socket.socket(family, kind, socket.IPPROTO_TCP) as listener:
+    with ExitStack() as closing:
+        try:
+            family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            # Named, or asyncio doesn't see that it is TCP and lets answers wait for acknowledgements, 40 ms each.
+            listener = closing.enter_context(socket.socket(family, kind, socket.IPPROTO_TCP))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # whoever takes nothing, or has no network any more, is cut off
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * STALL_S))
             listener.bind(where)
             listener.listen(2048)
-            yield listener
-    except OSError as error:
-        raise Unavailable(f"can't listen on {host}:{port}: {error.strerror or error}; take another {flag}") from error
+        except OSError as error:
+            why = error.strerror or error
+            raise Unavailable(f"can't listen on {host}:{port}: {why}; take another {flag}") from error
+        yield listener
 
 
 @contextmanager

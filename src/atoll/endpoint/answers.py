@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from encodings.utf_8 import IncrementalDecoder
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +21,7 @@ _BREAKS: Final = {"\x85": b"\\u0085", "\u2028": b"\\u2028", "\u2029": b"\\u2029"
 
 @dataclass
 class Choice:
-    """One answer as it comes. `told`: tokens whose log-probabilities have been said, and where their text began."""
+    """One answer as it comes."""
 
     calls: Calls | None
     text: str = ""
@@ -30,13 +31,20 @@ class Choice:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     prompt: tuple[Chosen, ...] = ()
+    begins: list[int] = field(default_factory=list)
+    """Where in the text each token of `prompt` and `chosen` begins: before so many characters, the last maybe half."""
     finish: str | None = None
     made: list[dict[str, Any]] = field(default_factory=list)
+    _end: int = 0
+    _decoder: IncrementalDecoder = field(default_factory=lambda: IncrementalDecoder("replace"))
 
     def take(self, delta: Delta) -> str:
         """What is said to the user now."""
         said = delta.text if self.calls is None else self.calls.push(delta.text)
         self.chosen += delta.chosen
+        for each in (*delta.prompt, *delta.chosen):
+            self.begins.append(self._end)
+            self._end += len(self._decoder.decode(each.nbytes))
         self.ids += delta.tokens
         self.unnumbered += delta.unnumbered
         self.prompt = self.prompt or delta.prompt
@@ -140,12 +148,11 @@ class Answers:
 
     def _completion(self, index: int, number: int) -> dict[str, Any]:
         choice = self.choices[number]
-        echo = self._echo(number)
-        chosen = [*choice.prompt, *choice.chosen] if self.asked.echo else choice.chosen
+        logprobs = _logprobs([*choice.prompt, *choice.chosen], choice.begins)
         return {
             "index": index,
-            "text": echo + choice.text,
-            "logprobs": _logprobs(chosen, 0 if self.asked.echo else len(echo)) if self.asked.logprobs else None,
+            "text": self._echo(number) + choice.text,
+            "logprobs": logprobs if self.asked.logprobs else None,
             "finish_reason": choice.finish,
             **self._numbers(choice.ids),
         }
@@ -180,7 +187,7 @@ class Answers:
             return [self._plain(number, said)] if said else []
         events: list[bytes] = []
         if said or delta.chosen or (first and choice.prompt) or (self.asked.token_ids and delta.tokens):
-            events.append(self._said(number, said, delta, first))
+            events.append(self._said(number, said, delta))
         for i, call in enumerate(choice.made):
             made = self._call(number, i, call)
             begun = {"index": i, **made, "function": {"name": call["name"], "arguments": ""}}
@@ -207,15 +214,13 @@ class Answers:
         """What comes instead, when it can't go on."""
         return b"data: " + json.dumps(error).encode() + b"\n\n" + DONE
 
-    def _said(self, number: int, said: str, delta: Delta, first: bool) -> bytes:
-        choice = self.choices[number]
+    def _said(self, number: int, said: str, delta: Delta) -> bytes:
         if self.asked.chat:
             logprobs = {"content": [scored(c) for c in delta.chosen], "refusal": None}
             content: dict[str, Any] = {"delta": {"content": said}}
         else:
-            chosen = [*choice.prompt, *delta.chosen] if first and self.asked.echo else delta.chosen
-            before = len(self._echo(number)) + len(choice.text) - len(delta.text) if not first else 0
-            logprobs = _logprobs(chosen, before)
+            chosen, begins = [*delta.prompt, *delta.chosen], self.choices[number].begins
+            logprobs = _logprobs(chosen, begins[len(begins) - len(chosen) :])
             content = {"text": said}
         content["logprobs"] = logprobs if self.asked.logprobs else None
         return self._event(number, {**content, **self._numbers(delta.tokens)})
@@ -249,17 +254,13 @@ def scored(chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def _logprobs(chosen: Sequence[Chosen], before: int) -> dict[str, Any]:
+def _logprobs(chosen: Sequence[Chosen], begins: Sequence[int]) -> dict[str, Any]:
     """In the manner of completions; offsets are in characters, from the text's begin."""
-    offsets, at = [], before
-    for each in chosen:
-        offsets.append(at)
-        at += len(each.text)
     return {
         "tokens": [each.text for each in chosen],
         "token_logprobs": [each.logprob for each in chosen],
         "top_logprobs": [None if each.logprob is None else _by_text(each.top) for each in chosen],
-        "text_offset": offsets,
+        "text_offset": list(begins),
     }
 
 

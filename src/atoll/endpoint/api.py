@@ -10,7 +10,7 @@ import msgspec
 
 from atoll.model.api import Tokenizer
 
-Finish = Literal["stop", "length", "aborted", "deadline", "error"]
+Finish = Literal["stop", "length", "error"]
 
 
 class Text(msgspec.Struct, frozen=True, tag="text"):

@@ -76,6 +76,8 @@ class Drive:
     _began: float = 0.0
     _more: asyncio.Event = field(default_factory=asyncio.Event)
     _open: set["asyncio.Task[None]"] = field(default_factory=set)
+    _mistake: BaseException | None = None
+    """What no endpoint should raise: with a request less the figures would be wrong."""
 
     async def run(self) -> Pacer:
         """Until all that is due has been sent and has ended."""
@@ -89,6 +91,8 @@ class Drive:
                 task.add_done_callback(self._ended)
             self._more.clear()
             await self._until(pacer.wake_s)
+            if self._mistake is not None:
+                raise self._mistake
         return pacer
 
     async def _until(self, at_s: float) -> None:
@@ -136,6 +140,7 @@ class Drive:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._open.discard(task)
+        self._mistake = self._mistake or (None if task.cancelled() else task.exception())
         self._more.set()
 
     def _now(self) -> float:

@@ -131,7 +131,7 @@ class Face:
 
     def _known(self, call: Call) -> bool:
         scheme, _, given = call.headers.get("authorization", "").partition(" ")
-        found = [hmac.compare_digest(key, given.strip().encode()) for key in self._keys]
+        found = [hmac.compare_digest(key, given.strip().encode("latin-1")) for key in self._keys]
         return scheme.lower() == "bearer" and any(found)
 
     # -- what is there ------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class Face:
     async def _tokenize(self, call: Call) -> Response:
         model, text = asking.text(await read(call, self._body_s))
         try:
-            tokens = self._tokenizer(model).encode(text)
+            tokens = await asyncio.to_thread(self._tokenizer(model).encode, text)
         except UnicodeEncodeError as error:
             raise InvalidRequest("prompt", "prompt has half a character in it") from error
         return in_json({"tokens": tokens, "count": len(tokens)})
@@ -187,7 +187,7 @@ class Face:
         tokenizer = self._tokenizer(model)
         if tokens and max(tokens) >= tokenizer.vocab_size:
             raise InvalidRequest("tokens", f"tokens has one above {tokenizer.vocab_size - 1}")
-        return in_json({"prompt": tokenizer.decode(tokens)})
+        return in_json({"prompt": await asyncio.to_thread(tokenizer.decode, tokens)})
 
     def _tokenizer(self, model: str) -> Tokenizer:
         served = self.endpoint.describe()
@@ -216,8 +216,12 @@ class Face:
         written: Callable[[Asked, str, int], Answers | Items],
     ) -> Response:
         drawn, fields = await self._begun(call, prefix)
-        asked = await asyncio.to_thread(ask, fields, drawn)  # schemas may be large
-        answers = written(asked, drawn.id, int(time.time()))
+
+        def begin() -> tuple[Asked, Answers | Items]:  # schemas may be large, prompts that are to be said long
+            asked = ask(fields, drawn)
+            return asked, written(asked, drawn.id, int(time.time()))
+
+        asked, answers = await asyncio.to_thread(begin)
         stream = self._events(asked.requests, asked.called, pinged=asked.stream)
         if asked.stream:
             return await self._streamed(call, stream, answers)

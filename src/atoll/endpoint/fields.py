@@ -110,10 +110,8 @@ class Fields:
         value = self.get(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise self.wrong(name, f"must be a number from {least:g} to {most:g}")
-        if not math.isfinite(value) or not least <= value <= most:
-            raise self.wrong(name, f"must be a number from {least:g} to {most:g}, not {value:g}")
         return float(value)
 
     def share(self, name: str, default: float) -> float:

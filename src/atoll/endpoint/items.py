@@ -33,7 +33,7 @@ class Items:
         """Is the message?"""
         self._events = 0
         self._scored = self._scored_to = 0
-        """Tokens whose log-probabilities have been said, and where in the text the next one begins."""
+        """Tokens whose log-probabilities have been said, and before which byte of the text the next one begins."""
 
     # -- one body -----------------------------------------------------------------------------------------------------
 
@@ -101,13 +101,17 @@ class Items:
         return [scored(chosen) for chosen in self._choice.chosen[: self._scored]]
 
     def _fresh(self) -> list[Chosen]:
-        """More tokens of the text, up to the first call: what is in calls is not said."""
+        """More tokens of the text; where there may be calls, up to the first: what is in them is not said."""
         choice, first = self._choice, self._scored
-        while self._scored < len(choice.chosen) and (left := len(choice.text) - self._scored_to) > 0:
-            text = choice.chosen[self._scored].text
-            if not choice.text.startswith(text[:left], self._scored_to):
+        if choice.calls is None:
+            self._scored = len(choice.chosen)
+            return choice.chosen[first:]
+        text = choice.text.encode()
+        while self._scored < len(choice.chosen) and (left := len(text) - self._scored_to) > 0:
+            token = choice.chosen[self._scored].nbytes
+            if not text.startswith(token[:left], self._scored_to):
                 break
-            self._scored_to += len(text)
+            self._scored_to += len(token)
             self._scored += 1
         return choice.chosen[first : self._scored]
 

@@ -112,7 +112,7 @@ _USAGE: Final = object_of(
     total_tokens=_WHOLE,
     prompt_tokens_details=object_of("cached_tokens", cached_tokens=_WHOLE),
 )
-_FINISH: Final[Schema] = {"enum": ["stop", "length", "tool_calls", "aborted", "deadline", "error"]}
+_FINISH: Final[Schema] = {"enum": ["stop", "length", "tool_calls"]}
 _MAYBE: Final[Schema] = {"type": ["object", "null"]}
 _STATUS: Final[Schema] = {"enum": ["completed", "incomplete"]}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from atoll.endpoint.api import Chosen, Conversation, Delta, Finish, Load, Request, Served, Text, Tokens
 from atoll.endpoint.calls import BEGIN, END
+from atoll.endpoint.events import Events
 from atoll.errors import (
     ContextExceeded,
     DeadlineImpossible,
@@ -32,8 +33,8 @@ PATIENCE_S: Final = 600.0
 CONNECT_S: Final = 5.0
 LOOK_S: Final = 5.0
 """How often the models there are asked for again."""
-LARGEST_LINE: Final = 4 << 20
-"""Characters of an event."""
+MOST_WAIT_S: Final = 3600.0
+"""That a server may ask for before it is asked again."""
 
 
 class Upstream:
@@ -42,7 +43,7 @@ class Upstream:
     def __init__(self, url: str, *, key: str | None = None, patience_s: float = PATIENCE_S) -> None:
         httpx = _httpx()
         self.url = url.rstrip("/").removesuffix("/v1")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
         timeout = httpx.Timeout(patience_s, connect=CONNECT_S)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._client = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=timeout, limits=limits)
@@ -112,7 +113,7 @@ class Upstream:
                         lost = _code(event) == "engine_lost"
                         raise (EngineLost if lost else RequestFailed)(f"{self.url}: {_message(event)}")
                     usage = event.get("usage") or usage
-                    for choice in event.get("choices", ()):
+                    for choice in event.get("choices") or ():
                         finish = _finish(choice.get("finish_reason")) or finish
                         _gather(calls, choice)
                         delta = _delta(choice)
@@ -231,6 +232,8 @@ def _body(request: Request) -> tuple[str, dict[str, Any]]:
             body["prompt"] = text
         case Tokens(tokens):
             body["prompt"] = tokens
+    if request.prompt_logprobs:
+        raise InvalidRequest("echo", "a server elsewhere isn't asked for the log-probabilities of a prompt")
     if request.max_tokens is None:
         body["max_tokens"] = 1 << 16
     if request.logprobs is not None:
@@ -247,16 +250,12 @@ def _schema(grammar: str) -> Any:
 
 
 async def _events(answer: "httpx.Response") -> AsyncGenerator[dict[str, Any], None]:
-    async for line in answer.aiter_lines():
-        if len(line) > LARGEST_LINE:
-            raise ValueError(f"an event of {len(line)} characters")
-        if line == "data: [DONE]":
-            return
-        if line.startswith("data:"):
-            event = json.loads(line.removeprefix("data:"))
-            if not isinstance(event, dict):
-                raise ValueError("an event that is no object")
+    events = Events()
+    async for data in answer.aiter_bytes():
+        for event in events.push(data):
             yield event
+        if events.over:
+            return
 
 
 def _delta(choice: dict[str, Any]) -> Delta | None:
@@ -311,10 +310,7 @@ def _error(status: int, data: bytes, retry: str | None) -> RequestFailed:
         told = {}
     message = _message(told) or f"status {status}"
     field, code = str(_inside(told).get("param") or ""), _code(told)
-    try:
-        retry_s = float(retry or 1.0)
-    except ValueError:
-        retry_s = 1.0
+    retry_s = _seconds(retry)
     match status:
         case 400 if code == "context_length_exceeded":
             return ContextExceeded(field, message)
@@ -334,6 +330,15 @@ def _error(status: int, data: bytes, retry: str | None) -> RequestFailed:
             return EngineLost(message)
         case _:
             return RequestFailed(f"the server elsewhere answers {status}: {message}")
+
+
+def _seconds(retry: str | None) -> float:
+    """What a Retry-After says; a date is taken for soon."""
+    try:
+        said = float(retry or 1.0)
+    except ValueError:
+        return 1.0
+    return min(said, MOST_WAIT_S) if said >= 0 else 1.0
 
 
 def _inside(told: Any) -> dict[str, Any]:

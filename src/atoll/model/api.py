@@ -46,7 +46,8 @@ class Tokenizer(Protocol):
         """What it stands for: a part of a character, maybe; nothing for a special token. ValueError for no token."""
 
     def pieces(self) -> Pieces:
-        """A new stream, whose pieces together are what `decode` gives."""
+        """A new stream, which goes on with a text: its pieces together are what `decode` gives, but for a space that
+        some models have before the first word of a text, and that is none of it."""
 
     def to_json(self) -> str:
         """As a `tokenizer.json`, for a model that is saved."""

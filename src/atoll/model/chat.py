@@ -73,6 +73,12 @@ class ChatTemplate:
 
     def text(self, messages: Sequence[Message], *, tools: Sequence[Message] = (), now: datetime | None = None) -> str:
         """See `api.Chat`."""
+        return self._limited(lambda: self._rendered(messages, tools, now), "fails")
+
+    def _compiled(self, source: str) -> Any:
+        return self._environment.compile(_Charging().visit(self._environment.parse(source)))
+
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[Message], now: datetime | None) -> str:
         # Clients send `"content": null`; templates test whether a key is there.
         known: dict[str, Any] = {
             **self._tokens,
@@ -83,12 +89,6 @@ class ChatTemplate:
         }
         if now is not None:
             known["strftime_now"] = now.strftime
-        return self._limited(lambda: self._rendered(known), "fails")
-
-    def _compiled(self, source: str) -> Any:
-        return self._environment.compile(_Charging().visit(self._environment.parse(source)))
-
-    def _rendered(self, known: dict[str, Any]) -> str:
         text: list[str] = []
         length = 0
         for piece in self._template.generate(known):

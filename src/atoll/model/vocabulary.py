@@ -16,7 +16,6 @@ from atoll.errors import InvalidConfig, InvalidData
 from atoll.model.tokenizer import byte_symbols
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
     from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
@@ -98,13 +97,14 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """See `api.Tokenizer`. UnicodeEncodeError for a lone surrogate."""
         text.encode()
-        found: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        return found
+        (found,) = self._library.encode_batch_fast([text], add_special_tokens=False)  # `encode` lets no thread run
+        return list(found.ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `api.Tokenizer`."""
         stream = self.pieces()
-        return "".join([*map(stream.push, tokens), stream.end()])
+        text = "".join([*map(stream.push, tokens), stream.end()])
+        return text.removeprefix(" ") if self._trim else text
 
     def spelling(self, token: int) -> bytes:
         """See `api.Tokenizer`."""
@@ -112,7 +112,7 @@ class TextTokenizer:
 
     def pieces(self) -> TextPieces:
         """See `api.Tokenizer`."""
-        return TextPieces(self._stands_for, (_Trimming if self._trim else IncrementalDecoder)("replace"))
+        return TextPieces(self._stands_for, IncrementalDecoder("replace"))
 
     def to_json(self) -> str:
         """The same tokeniser as a `tokenizer.json`, for a model that is saved."""
@@ -130,19 +130,6 @@ class TextTokenizer:
         if found is None:
             raise ValueError(f"{token} is no token")
         return found
-
-
-class _Trimming(IncrementalDecoder):
-    """Loses one space at the start."""
-
-    _begun = False
-
-    def decode(self, data: "ReadableBuffer", final: bool = False) -> str:
-        text = super().decode(data, final)
-        if text and not self._begun:
-            self._begun = True
-            return text.removeprefix(" ")
-        return text
 
 
 def byte_pairs(

@@ -11,7 +11,7 @@ import msgspec
 import xxhash
 
 from atoll.endpoint.api import Conversation, Delta, Endpoint, Load, Request, Served, Text, Tokens
-from atoll.errors import DeadlinePassed, Draining, EngineLost, NotServed, Overloaded, RequestFailed
+from atoll.errors import DeadlinePassed, Draining, EngineLost, InvalidRequest, NotServed, Overloaded, RequestFailed
 from atoll.model.api import Tokenizer
 from atoll.route.api import Balance
 from atoll.route.dispatch import Dispatch
@@ -61,6 +61,9 @@ class Router:
                 if heard:
                     raise
                 failure = error
+            except (InvalidRequest, NotServed):  # it is there, and nobody would answer
+                dispatch.answered(which)
+                raise
             finally:
                 dispatch.ended(which)
 

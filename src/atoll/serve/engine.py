@@ -11,7 +11,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import inf
 from typing import Final
 
 import numpy as np
@@ -49,7 +48,6 @@ class _Asked:
     sequence: Sequence
     answer: Answer
     grammar: Grammar | None
-    until: float
     ends: frozenset[int]
     came: float
     mean: Mean | None
@@ -78,7 +76,10 @@ class Counts:
 
 
 class Engine:
-    """One model and all who ask it. `guesses`: how many tokens are guessed ahead; 0: none."""
+    """One model and all who ask it. `guesses`: how many tokens are guessed ahead; 0: none.
+
+    Logits beyond the tokeniser's last token are left out: many models are padded to a round number of them.
+    """
 
     def __init__(self, model: PagedModel, tokenizer: Tokenizer, limits: Limits, guesses: int = 0) -> None:
         self.model, self.tokenizer, self.limits, self.guesses = model, tokenizer, limits, guesses
@@ -129,10 +130,8 @@ class Engine:
         )
         answer = Answer(self.tokenizer, request.stop, silent=ends)
         grammar = self._grammars.open(request.grammar) if request.grammar is not None else None
-        now = here().now()
-        until = inf if request.deadline_s is None else now + request.deadline_s
         mean = Mean() if request.embed else None
-        self._asked[request.id] = _Asked(request, sequence, answer, grammar, until, ends, now, mean)
+        self._asked[request.id] = _Asked(request, sequence, answer, grammar, ends, here().now(), mean)
         self._arrivals += 1
         self.scheduler.add(sequence)
 
@@ -145,12 +144,12 @@ class Engine:
     def step(self) -> list[tuple[str, Delta]]:
         """What came of a step, by request."""
         began = here().now()
-        said = self._late(began)
         step = self.scheduler.schedule()
         self.counts.preemptions += step.preempted
         if not step.runs:
-            return said
+            return []
         self.watch(step)
+        said = list[tuple[str, Delta]]()
         runs = [(self._asked[run.sequence.id], run) for run in step.runs]
         for asked, _ in runs:
             asked.began = began if asked.began is None else asked.began
@@ -172,7 +171,7 @@ class Engine:
         prompt = request.prompt.tokens
         if not prompt:
             raise InvalidRequest("prompt", "the prompt is empty")
-        vocab = self.model.config.vocab_size
+        vocab = self.tokenizer.vocab_size
         if min(prompt) < 0 or max(prompt) >= vocab:
             raise InvalidRequest("prompt", f"the prompt has a token outside 0 to {vocab - 1}")
         return prompt
@@ -192,7 +191,7 @@ class Engine:
 
     def _check_deadline(self, request: Request, prompt: tuple[int, ...], limit: int) -> None:
         """Can it be there in time? Others' prompts pass before it, then its own, and then at least one token comes."""
-        if request.deadline_s is None or request.deadline_s <= 0:
+        if request.deadline_s is None:
             return
         order = (request.priority, self._arrivals)
         before = [*self.scheduler.running, *(each for each in self.scheduler.waiting if each.order < order)]
@@ -214,21 +213,15 @@ class Engine:
         return self.pace.seconds(-(-tokens // (self.limits.step_tokens or max(1, tokens))), tokens)
 
     def _check_bias(self, request: Request) -> None:
-        bias, vocab = request.sampling.bias, self.model.config.vocab_size
+        bias, vocab = request.sampling.bias, self.tokenizer.vocab_size
         if bias and not 0 <= min(bias) <= max(bias) < vocab:
             raise InvalidRequest("logit_bias", f"logit_bias has a token outside 0 to {vocab - 1}")
 
     def _ends(self, request: Request) -> frozenset[int]:
         """What the model can't say ends nothing."""
-        vocab = self.model.config.vocab_size
+        vocab = self.tokenizer.vocab_size
         ends = frozenset(token for token in request.stop_tokens if 0 <= token < vocab)
         return ends if request.ignore_end else ends | self.tokenizer.ends
-
-    def _late(self, now: float) -> list[tuple[str, Delta]]:
-        late = [asked for asked in self._asked.values() if asked.until <= now]
-        for asked in late:
-            self.drop(asked.request.id)
-        return [(asked.request.id, Delta(finish="deadline")) for asked in late]
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
@@ -246,6 +239,7 @@ class Engine:
                 continue
             slices = [Slice(run.tokens, run.sequence.computed, run.sequence.pages, run.wanted) for run in runs]
             rows = here().compute(replace(step, runs=runs).operation(), partial(compute, slices))
+            rows = rows if embed else rows[:, : self.tokenizer.vocab_size]
             ends = np.cumsum([run.wanted for run in runs])
             found |= zip((run.sequence.id for run in runs), np.split(rows, ends[:-1]), strict=True)
         return [found[run.sequence.id] for run in step.runs]

@@ -22,7 +22,7 @@ class Grammars:
         matcher = _library().LLMatcher(self._tokens, grammar, log_level=0)
         if matcher.is_error():
             raise InvalidRequest("response_format", f"no answer can be held to it: {matcher.get_error()}")
-        return Grammar(matcher, self._tokenizer.vocab_size)
+        return Grammar(matcher)
 
     @cached_property
     def _tokens(self) -> Any:
@@ -33,9 +33,8 @@ class Grammars:
 class Grammar:
     """One answer's way through it."""
 
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
+    def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
-        self._vocab_size = vocab_size
 
     @property
     def over(self) -> bool:

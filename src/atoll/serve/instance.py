@@ -5,6 +5,7 @@ Texts become tokens here, so that the engine's steps wait for nobody's prompt.
 
 import asyncio
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+import psutil
 
 from atoll import errors
 from atoll.endpoint.api import Conversation, Delta, Load, Prompt, Request, Served, Text, Tokens
 from atoll.errors import (
     AnswerFailed,
+    ContextExceeded,
     DeadlinePassed,
     Draining,
     EngineLost,
@@ -31,6 +34,7 @@ from atoll.errors import (
 from atoll.model.api import Loaded, Tokenizer
 from atoll.runtime.processes import popen
 from atoll.serve.messages import Add, Drop, Failed, Ready, Refused, Said, Setup, Unpacker, packed
+from atoll.serve.pulse import LOOK_S, Pulse
 from atoll.serve.restarts import AGAIN_S, Restarts
 
 log = logging.getLogger(__name__)
@@ -42,6 +46,9 @@ _SPIN: Final = "GOMP_SPINCOUNT"
 _SPINS: Final = "10000"
 """How often a thread looks for the others before it sleeps. Where something else wants the cores, waiting for who isn't
 let on by keeping a core busy makes a step take a hundred times as long."""
+
+_MOST_CHARACTERS: Final = 256
+"""Of a token, on the average of a long text: one with more for each token of the context is too long, unread."""
 
 _Event = Delta | RequestFailed
 
@@ -89,9 +96,10 @@ class Instance:
         """See `endpoint.api.Endpoint`."""
         if request.model != self.name:
             raise NotServed(f"there is no model {request.model!r} here; there is {self.name!r}")
-        began = time.monotonic()
+        now = asyncio.get_running_loop().time
+        until = None if request.deadline_s is None else now() + request.deadline_s
         tokens = await asyncio.to_thread(self._tokens, request.prompt)
-        left_s = None if request.deadline_s is None else request.deadline_s - (time.monotonic() - began)
+        left_s = None if until is None else until - now()
         if self._engine is None or not self._created:
             raise Draining("the engine is not ready yet", retry_s=AGAIN_S[-1])
         events: asyncio.Queue[_Event] = asyncio.Queue()
@@ -101,16 +109,17 @@ class Instance:
         try:
             self._tell(Add(msgspec.structs.replace(request, prompt=tokens, deadline_s=left_s)))
             while True:
-                event = await events.get()
+                async with asyncio.timeout_at(until):
+                    event = await events.get()
                 if isinstance(event, RequestFailed):
                     raise event
-                if event.finish == "deadline":
-                    raise DeadlinePassed(f"the answer was not there within {request.deadline_s} s")
                 if event.finish == "error":
                     raise AnswerFailed(f"the answer {request.id} failed; the server's log says why")
                 yield event
                 if event.finish is not None:
                     return
+        except TimeoutError as error:
+            raise DeadlinePassed(f"the answer was not there within {request.deadline_s} s") from error
         finally:
             if self._asked.pop(request.id, None) is not None:
                 self._tell(Drop(request.id))
@@ -143,10 +152,18 @@ class Instance:
             return prompt
         try:
             if isinstance(prompt, Text):
-                return Tokens((*tokenizer.prefix, *tokenizer.encode(prompt.text)))
-            return Tokens(tuple(tokenizer.encode(self._conversation(prompt))))
+                return Tokens((*tokenizer.prefix, *self._encoded(prompt.text)))
+            return Tokens(tuple(self._encoded(self._conversation(prompt))))
         except UnicodeEncodeError as error:
             raise InvalidRequest("prompt", "the text has half a character in it") from error
+
+    def _encoded(self, text: str) -> list[int]:
+        context = self._loaded.weights.config.context
+        if len(text) > _MOST_CHARACTERS * context:
+            raise ContextExceeded(
+                "prompt", f"the prompt has {len(text)} characters; the context has room for {context} tokens"
+            )
+        return self._loaded.tokenizer.encode(text)
 
     def _conversation(self, prompt: Conversation) -> str:
         if self._loaded.chat is None:
@@ -177,17 +194,22 @@ class Instance:
 
     async def _run(self, ready: "asyncio.Future[None]") -> str:
         """One process, from its start to its end. Why it ended."""
-        process = popen(
-            [sys.executable, "-m", "atoll.serve.process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            process_group=0,
-            env={_SPIN: _SPINS, **os.environ},
-        )
+        try:
+            process = popen(
+                [sys.executable, "-m", "atoll.serve.process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                process_group=0,
+                env={_SPIN: _SPINS, **os.environ},
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"it can't be started: {error}"
         try:
             self._engine = await _connected(process)
             self._engine.writer.write(packed(self.setup))
-            return await self._listen(self._engine.reader, ready)
+            return await self._listen(self._engine, ready)
+        except (OSError, ValueError) as error:
+            return f"what it says can't be heard: {error}"
         finally:
             engine, self._engine = self._engine, None
             process.kill()
@@ -195,16 +217,21 @@ class Instance:
             if engine is not None:
                 engine.writer.close()
 
-    async def _listen(self, reader: asyncio.StreamReader, ready: "asyncio.Future[None]") -> str:
-        unpacker = Unpacker.of_engine()
+    async def _listen(self, engine: _Running, ready: "asyncio.Future[None]") -> str:
+        unpacker, pulse = Unpacker.of_engine(), Pulse()
         deadline = time.monotonic() + START_S
         why = "it ended without a word"
         while True:
             try:
-                wait = None if self._created else max(0.0, deadline - time.monotonic())
-                data = await asyncio.wait_for(reader.read(_READ), wait)
+                async with asyncio.timeout(LOOK_S if self._created else max(0.0, deadline - time.monotonic())):
+                    data = await engine.reader.read(_READ)
             except TimeoutError:
-                return f"it did not load its model within {START_S:.0f} s"
+                if not self._created:
+                    return f"it did not load its model within {START_S:.0f} s"
+                if self._asked and pulse.lost(_used_s(engine.process)):
+                    return "it is stopped or stuck: it neither says nor does anything"
+                continue
+            pulse.heard()
             if not data:
                 return why
             for message in unpacker.push(data):
@@ -233,6 +260,15 @@ class Instance:
     def _fail_all(self, why: str) -> None:
         for id in list(self._asked):
             self._event(id, EngineLost(why), last=True)
+
+
+def _used_s(process: "subprocess.Popen[bytes]") -> float:
+    """Processor time."""
+    try:
+        used = psutil.Process(process.pid).cpu_times()
+    except psutil.Error:  # it has ended: the pipe will say so
+        return math.inf
+    return float(used.user + used.system)
 
 
 async def _connected(process: "subprocess.Popen[bytes]") -> _Running:

@@ -21,8 +21,8 @@ _FIRST_LOOK = 1024
 
 
 def draw(logits: Row, sampling: Sampling, place: int, said: Sequence[int], banned: Collection[int] = ()) -> int:
-    """The token at `place` (0 is the first of the answer), after those that were `said` in it. `logits` stay as they
-    are. Of equal ones the lowest number is the likeliest."""
+    """The token at `place` (0 is the first of the answer), after those that were `said` in it. What is `banned` comes
+    only where nothing else can. `logits` stay as they are. Of equal ones the lowest number is the likeliest."""
     logits = _shifted(logits, sampling, said, banned)
     if sampling.temperature < _COLDEST:
         return int(np.argmax(logits))
@@ -62,7 +62,9 @@ def _shifted(logits: Row, sampling: Sampling, said: Sequence[int], banned: Colle
     for token, bias in sampling.bias.items():
         logits[token] += np.float32(bias)
     if banned:
-        logits[list(banned)] = -np.inf
+        others = logits.copy()
+        others[list(banned)] = -np.inf
+        logits = others if others.max() > -np.inf else logits
     return logits
 
 

@@ -50,7 +50,7 @@ class StepLog:
         for id, delta in deltas:
             self._said[id] += len(delta.tokens)
             if delta.finish is not None:
-                self._write(Ended(self._now_ns, id, self._said.pop(id), delta.finish == "deadline"))
+                self._write(Ended(self._now_ns, id, self._said.pop(id), False))
 
     def _watch(self, step: Step) -> None:
         self._step = tuple((run.sequence.id, len(run.tokens)) for run in step.runs), step.operation()
