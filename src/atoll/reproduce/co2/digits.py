@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import atoll
-from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.api import Line, Say, judged, missing
 from atoll.reproduce.threads import run_peers
 from atoll.rng import stream
 from atoll.train.exchange import Exchange
@@ -50,8 +50,7 @@ def digits(seed: int, say: Say) -> Iterator[Line]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        needs = "not yet: needs scikit-learn's digits: pip install 'atoll[reproduce]'"
-        yield Line("5", "digits", "within 1 point", needs, "not yet", "-")
+        yield missing("5", "digits", "within 1 point", "scikit-learn's digits: pip install 'atoll[reproduce]'")
         return
     say(f"{WORLD} peers learn digits")
     pixels, labels = load_digits(return_X_y=True)

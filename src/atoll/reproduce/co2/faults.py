@@ -38,8 +38,8 @@ def killed(seed: int, say: Say) -> Iterator[Line]:
     flags = ["--strategy", "co2", "--every", str(EVERY), "--steps", str(STEPS), "--batch", "4", "--seed", str(seed)]
     flags += ["--model.width", "64", "--model.context", "64", "--save-every", "0"]
     told = kill_one_of_three(flags, 3 * EVERY + 1, say)
-    ends = sum(bool(told.of(name, "done")) for name in "bcd")
-    lost = sum(bool(told.of(name, "lost")) for name in "bc")
+    ends = told.how_many("done", "bcd")
+    lost = told.how_many("lost", "bc")
     differ = sum(len(some) > 1 for some in told.hashes.values())
     yield Line(
         "8a",

@@ -1,15 +1,12 @@
 """Driver: all-reduce beside torch's gloo on this machine, in the same run. (PCCL, "Done when" 6.)"""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import msgspec
 
 from atoll.reproduce.api import Line, Say, judged
-from atoll.reproduce.rivals import Settings, Spec, Task, Times, Way, compare, start_here
+from atoll.reproduce.crew import crew
+from atoll.reproduce.rivals import Settings, Spec, Task, Times, Way, compare
 
 _WAYS = (Way("atoll", "near"), Way("TCP", "far"), Way("gloo"))
 _STARTS = 3
@@ -55,15 +52,9 @@ def speed(full: bool, say: Say) -> Iterator[Line]:
 
 def _compared(world: int, sizes: dict[int, tuple[int, int]]) -> list[Times]:
     tasks = tuple(Task(n, rounds, repeat, _WAYS) for n, (rounds, repeat) in sizes.items())
-    with ExitStack() as stack:
-        near, far = (_master(stack) for _ in range(2))
-        groups = {"near": Settings(near), "far": Settings(far, shared_memory=False)}
-        return compare(Spec(world, groups, tasks), start_here)
-
-
-def _master(stack: ExitStack) -> str:
-    argv = [sys.executable, "-m", "atoll", "master", "--listen", "127.0.0.1:0", "--json"]
-    process = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
-    stack.callback(process.kill)
-    assert process.stdout is not None
-    return str(json.loads(process.stdout.readline())["address"])
+    with crew() as peers:
+        groups = {
+            "near": Settings(peers.master("master of near")),
+            "far": Settings(peers.master("master of far"), shared_memory=False),
+        }
+        return compare(peers, Spec(world, groups, tasks))
