@@ -34,16 +34,16 @@ class Crew:
         self.on_event: Callable[[str, Event], object] = lambda name, event: None
         self.codes: dict[str, int] = {}
         """Of those that have ended, when all they said has been heard."""
+        self.pids: dict[str, int] = {}
         self._look_s = look_s
         self._said: defaultdict[tuple[str, str], list[Event]] = defaultdict(list)
         self._logs: dict[str, Path] = {}
 
-    def start(self, name: str, *argv: str, env: Mapping[str, str] = ONE_THREAD, by: Starter = popen) -> int:
-        """`python ARGV`; its process id. `by`: on a host of a lab, see `on`."""
+    def start(self, name: str, *argv: str, env: Mapping[str, str] = ONE_THREAD, by: Starter = popen) -> None:
+        """`python ARGV`. `by`: on a host of a lab, see `on`."""
         self.codes.pop(name, None)
         child = self.processes.start([sys.executable, *argv], name, stdout=self._line, env=env, by=by)
-        self._logs[name] = child.log
-        return child.pid
+        self._logs[name], self.pids[name] = child.log, child.pid
 
     def master(self, name: str = "master", *flags: str, listen: str = "127.0.0.1:0", by: Starter = popen) -> str:
         """`atoll master`; where it listens."""

@@ -56,9 +56,9 @@ class Server:
 def serving(model: str | Path, *flags: str) -> Iterator[Server]:
     """The command with these flags, until it is no longer wanted. AtollError: it doesn't serve, and why."""
     with crew() as found:
-        pid = found.start("serve", "-m", "atoll", "serve", str(model), "--port", "0", "--json", *flags, env={})
+        found.start("serve", "-m", "atoll", "serve", str(model), "--port", "0", "--json", *flags, env={})
         found.until(lambda: found.of("ready"), f"`atoll serve {model}` that is ready", START_S)
-        yield Server(found.of("ready")[0]["url"], pid, str(model))
+        yield Server(found.of("ready")[0]["url"], found.pids["serve"], str(model))
 
 
 def workload_run(*words: str) -> dict[str, Any]:
