@@ -62,14 +62,14 @@ class Crew:
         while not holds():
             self._look(min(self._look_s, max(0.0, deadline - time.monotonic())))
             if (time.monotonic() > deadline or not self.running()) and not holds():
-                raise AtollError(f"{what}: not seen in {seconds:g} s; {self._last_words()}")
+                raise AtollError(f"{what}: waited for in vain; {self.last_words()}")
 
     def until_ended(self, *names: str, seconds: float = PATIENCE_S) -> None:
         """Wait for the end of these, or of all. AtollError: one takes longer, or ends with another code than 0."""
         names = names or tuple(self._logs)
         self.until(lambda: set(names) <= self.codes.keys(), f"the end of {', '.join(names)}", seconds)
         if any(self.codes[name] for name in names):
-            raise AtollError(f"a process failed; {self._last_words()}")
+            raise AtollError(f"a process failed; {self.last_words()}")
 
     def kill(self, name: str) -> None:
         """SIGKILL; returns when it is gone."""
@@ -90,7 +90,8 @@ class Crew:
             self._said[whose, event["event"]].append(event)
         self.on_event(name, event)
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """What those who failed say, and what stands last in each log."""
         told = {name: log.read_text("utf-8", "replace").strip().splitlines()[-1:] for name, log in self._logs.items()}
         failed = [f"{event['said_by']}: {event.get('message', '')}" for event in self.of("failed")[-3:]]
         return "; ".join([*failed, *(f"{name}: {words[0]}" for name, words in told.items() if words)]) or "no word why"

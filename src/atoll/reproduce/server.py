@@ -57,7 +57,7 @@ def serving(model: str | Path, *flags: str) -> Iterator[Server]:
     """The command with these flags, until it is no longer wanted. AtollError: it doesn't serve, and why."""
     with crew() as found:
         found.start("serve", "-m", "atoll", "serve", str(model), "--port", "0", "--json", *flags, env={})
-        found.until(lambda: found.of("ready"), f"`atoll serve {model}` that is ready", START_S)
+        found.until(lambda: found.of("ready"), f"an `atoll serve {model}` that is ready", START_S)
         yield Server(found.of("ready")[0]["url"], found.pids["serve"], str(model))
 
 

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def ablation(seed: int, say: Say) -> Iterator[Line]:
         "a quadratic under noise, outer rate 1, momentum 0.6, steps large enough: the error of the last ten rounds",
         "neither: diverges or > 2x of both",
         ", ".join(f"{name} {end:.3g}" for name, end in ends.items()),
-        judged(ends["neither"] > 2 * ends["both"]),
+        judged(isfinite(ends["both"]) and not ends["neither"] <= 2 * ends["both"]),  # it may be no number any more
     )
 
 

@@ -79,7 +79,7 @@ def train(shape: Shape, settings: Sequence[str], timeout_s: float = 900.0) -> Tr
             def over() -> bool:
                 for name in ISLANDS:
                     if islands.of("failed", name) or (name in islands.codes and not islands.of("done", name)):
-                        raise AtollError(f"{name} failed: {islands.of('failed', name) or 'it ended early'}")
+                        raise AtollError(f"{name} failed; {islands.last_words()}")
                 return all(islands.of("done", name) for name in ISLANDS)
 
             islands.until(over, "the end of training on two islands", timeout_s)
