@@ -37,6 +37,7 @@ class Crew:
         self.pids: dict[str, int] = {}
         self._look_s = look_s
         self._said: defaultdict[tuple[str, str], list[Event]] = defaultdict(list)
+        self._last: dict[str, Event] = {}
         self._logs: dict[str, Path] = {}
 
     def start(self, name: str, *argv: str, env: Mapping[str, str] = ONE_THREAD, by: Starter = popen) -> None:
@@ -61,8 +62,10 @@ class Crew:
         deadline = time.monotonic() + seconds
         while not holds():
             self._look(min(self._look_s, max(0.0, deadline - time.monotonic())))
-            if (time.monotonic() > deadline or not self.running()) and not holds():
-                raise AtollError(f"{what}: waited for in vain; {self.last_words()}")
+            late = time.monotonic() > deadline
+            if (late or not self.running()) and not holds():
+                why = f"not in {seconds:g} s" if late else "nobody is left"
+                raise AtollError(f"waited in vain for {what}: {why}; {self.last_words()}")
 
     def until_ended(self, *names: str, seconds: float = PATIENCE_S) -> None:
         """Wait for the end of these, or of all. AtollError: one takes longer, or ends with another code than 0."""
@@ -88,13 +91,17 @@ class Crew:
         event = {"event": "", "said_by": name, **json.loads(line)}
         for whose in ("", name):
             self._said[whose, event["event"]].append(event)
+        self._last[name] = event
         self.on_event(name, event)
 
     def last_words(self) -> str:
-        """What those who failed say, and what stands last in each log."""
-        told = {name: log.read_text("utf-8", "replace").strip().splitlines()[-1:] for name, log in self._logs.items()}
-        failed = [f"{event['said_by']}: {event.get('message', '')}" for event in self.of("failed")[-3:]]
-        return "; ".join([*failed, *(f"{name}: {words[0]}" for name, words in told.items() if words)]) or "no word why"
+        """What each said last, and what stands last in its log."""
+        words = []
+        for name, log in self._logs.items():
+            event = {key: value for key, value in self._last.get(name, {}).items() if key != "said_by"}
+            line = log.read_text("utf-8", "replace").strip().splitlines()[-1:]
+            words.append(f"{name}: {' '.join([*([json.dumps(event)[:200]] if event else []), *line]) or 'nothing'}")
+        return "; ".join(words)
 
 
 @contextmanager

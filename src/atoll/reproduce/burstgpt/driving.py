@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from atoll.endpoint.api import Delta, Load, Request, Served
 from atoll.endpoint.driving import Drive, Prompts
+from atoll.errors import AtollError
 from atoll.reproduce.api import Line, Say, judged
 from atoll.reproduce.burstgpt.bursts import SHAPE
 from atoll.reproduce.server import cores, driven, random_model, serving
@@ -57,7 +58,15 @@ def _sent(span_s: float, seed: int, answer_s: float) -> NDArray[Any]:
         RealRuntime(), _Stub(answer_s), "", workload, Prompts(seed), lambda arrival, outcome: None,
         until_s=span_s, patience_s=GIVEN_UP_S,
     )  # fmt: skip
-    return asyncio.run(drive.run()).lateness_s
+
+    async def run() -> NDArray[Any]:
+        async with asyncio.timeout(span_s + 2 * GIVEN_UP_S):
+            return (await drive.run()).lateness_s
+
+    try:
+        return asyncio.run(run())
+    except TimeoutError:
+        raise AtollError(f"requests of {span_s:g} s were not sent in {span_s + 2 * GIVEN_UP_S:g} s") from None
 
 
 class _Stub:

@@ -61,7 +61,7 @@ def kill_one_of_three(flags: Sequence[str], after: int, say: Say) -> Told:
         peers.processes.kill("a")
         say("and another one comes")
         start("d", 1)
-        peers.until(lambda: all(name in peers.codes for name in "bcd"), "the end of the others", 200.0)
+        peers.until(lambda: all(name in peers.codes for name in "bcd"), "the end of the others", 400.0)
     return told
 
 
