@@ -12,12 +12,11 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 from datetime import date
 from typing import Any
 
-from atoll.reproduce.rivals import Settings, Spec, Task, Times, Way, compare, start_here
+from atoll.reproduce.crew import crew
+from atoll.reproduce.rivals import Settings, Spec, Task, Times, Way, compare
 
 ROUNDS = {"quick": 5, "full": 20}
 SIZES = {
@@ -36,19 +35,14 @@ WAYS = (
 
 def measure(world: int, mode: str) -> list[Times]:
     """One world: every size in every way."""
-    code = "import atoll; m = atoll.Master(); print(m.address, flush=True); m.run()"
-    masters = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    try:
-        near, far = (m.stdout.readline().strip() for m in masters if m.stdout)
+    with crew() as peers:
+        near, far = (peers.master(name) for name in ("near", "far"))
         tasks = tuple(
             Task(nbytes, ROUNDS[mode], repeat, WAYS + ((Way("gather_bytes", "near", gather=True),) if first else ()))
             for first, (nbytes, repeat) in zip((True, *[False] * 9), SIZES[mode].items(), strict=False)
         )
         groups = {"near": Settings(near), "far": Settings(far, shared_memory=False)}
-        return compare(Spec(world, groups, tasks), start_here, timeout_s=1800.0)
-    finally:
-        for master in masters:
-            master.kill()
+        return compare(peers, Spec(world, groups, tasks), timeout_s=1800.0)
 
 
 def main() -> None:

@@ -67,6 +67,7 @@ BESIDE: Final = (
     "reproduce/scenario",
     "reproduce/test_burstgpt.py",
     "reproduce/test_co2.py",
+    "reproduce/test_demonstrations.py",
     "reproduce/test_routers.py",
     "reproduce/test_simulator.py",
     "reproduce/test_streaming_diloco.py",

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from atoll.endpoint.driving import Prompts
-from atoll.reproduce import burstgpt
 from atoll.reproduce.burstgpt import azure
 from atoll.reproduce.burstgpt.bursts import paced
 from atoll.reproduce.burstgpt.reading import reading
 from atoll.reproduce.burstgpt.sharing import TALK, Sessions, Shuffled
-from atoll.reproduce.demonstrations import find
+from atoll.reproduce.demonstrations import demonstrated
 from atoll.workload.generate.conversations import Conversations
 from atoll.workload.generate.processes import Gamma, Poisson
 
@@ -26,10 +25,6 @@ def traces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     azure._trace.cache_clear()
     yield tmp_path  # type: ignore[misc]
     azure._trace.cache_clear()
-
-
-def test_it_can_be_found() -> None:
-    assert find("burstgpt") is burstgpt.demonstrate
 
 
 def test_reading_holds() -> None:
@@ -87,7 +82,7 @@ def test_so_many_sessions_come_and_each_goes_on_to_its_end() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # it drives servers in real time
 def test_nothing_fails_but_for_a_busy_clock() -> None:
-    lines = {line.number: line for line in burstgpt.demonstrate(False, 1, ignore)}
+    lines = {line.number: line for line in demonstrated("burstgpt", False, 1, ignore)}
     assert {"4b", "5a", "5b", "5c", "6c"} <= lines.keys()
     assert {n for n, line in lines.items() if line.verdict == "not yet"} <= {"2a", "2b", "2c", "3a", "3b", "3c"}
     assert not [line for n, line in lines.items() if line.verdict == "fail" and n not in ("5a", "5b", "5c", "6a", "6c")]

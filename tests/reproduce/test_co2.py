@@ -5,7 +5,6 @@ import sys
 import pytest
 
 from atoll.errors import LabUnavailable
-from atoll.reproduce import co2
 from atoll.reproduce.co2.digits import digits
 from atoll.reproduce.co2.faults import killed, refusals
 from atoll.reproduce.co2.noise import ablation, rate
@@ -13,16 +12,12 @@ from atoll.reproduce.co2.parity import parity
 from atoll.reproduce.co2.scaling import exchange_s, scaling
 from atoll.reproduce.co2.shards import shards
 from atoll.reproduce.co2.slow import slow_link
-from atoll.reproduce.demonstrations import find
+from atoll.reproduce.demonstrations import demonstrated
 from atoll.reproduce.streaming_diloco.islands import Trained
 
 
 def ignore(said: str) -> None:
     """Nobody waits."""
-
-
-def test_it_can_be_found() -> None:
-    assert find("co2") is co2.demonstrate
 
 
 def test_what_is_quick_holds() -> None:
@@ -48,8 +43,8 @@ def test_without_a_lab_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
         raise LabUnavailable("networks")
 
     monkeypatch.setattr(sys.modules[slow_link.__module__], "train", none)
-    (only,) = slow_link(False, 1, ignore)
-    assert (only.verdict, only.measured) == ("not yet", "not yet: needs networks")
+    (only,) = demonstrated("co2", False, 1, ignore, ("2",))
+    assert (only.verdict, only.measured) == ("not yet", "needs a lab of networks: networks")
 
 
 def test_an_exchange_takes_what_a_ring_does() -> None:

@@ -37,5 +37,8 @@ def test_what_serving_a_model_takes_is_measured_and_can_be_simulated(tmp_path: P
 
 
 def test_what_can_not_be_served_says_why(tmp_path: Path) -> None:
-    with pytest.raises(AtollError, match="doesn't serve"), serving(str(tmp_path / "nothing")):
+    with (
+        pytest.raises(AtollError, match=r"that is ready: nobody is left; .*nothing"),
+        serving(str(tmp_path / "nothing")),
+    ):
         pass

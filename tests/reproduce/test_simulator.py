@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from atoll.cost import Op
+from atoll.reproduce.calibration.api import Calibration, Point
 from atoll.reproduce.simulator.laws import laws
+from atoll.reproduce.simulator.nearness import nearness
 from atoll.reproduce.simulator.nvlink import nvlink
 from atoll.reproduce.simulator.others import MACHINES, Kernels, others
 from atoll.reproduce.simulator.queues import Fit, erlang_c_wait, even, fcfs
@@ -56,6 +58,15 @@ def test_a_line_of_a_queue_says_what_was_found_beside_theory() -> None:
 def test_what_others_measured_is_predicted_from_their_kernels() -> None:
     lines = [*nvlink(quiet), *islice(others(quiet), 1)]
     assert {line.number: line.verdict for line in lines} == {"7a": "pass", "7c": "pass"}
+
+
+def test_predictions_are_marked_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = Point("all-reduce, N=2, TCP, virtual group", 1 << 20, 1.0, 1.3, kind="simulated")
+    found = Calibration(fingerprint="f", machine={}, fitted_on="d", points=(point,))
+    monkeypatch.setattr(sys.modules[nearness.__module__], "calibrate", lambda amount, say: found)
+    first, rest = nearness(False, quiet)
+    assert (first.kind, first.verdict) == ("simulated", "fail")
+    assert (rest.kind, rest.verdict) == ("-", "not yet")
 
 
 def test_kernels_add_up() -> None:

@@ -6,10 +6,8 @@ from itertools import pairwise
 import pytest
 
 from atoll.errors import LabUnavailable
-from atoll.reproduce import streaming_diloco
-from atoll.reproduce.demonstrations import find
-from atoll.reproduce.streaming_diloco.asynchronous import identity, raced, simulated
-from atoll.reproduce.streaming_diloco.asynchronous import killed as killed_without_rounds
+from atoll.reproduce.demonstrations import demonstrated
+from atoll.reproduce.streaming_diloco.asynchronous import identity, killed_without_rounds, raced, simulated
 from atoll.reproduce.streaming_diloco.bits import bits
 from atoll.reproduce.streaming_diloco.faults import killed
 from atoll.reproduce.streaming_diloco.islands import Trained
@@ -26,10 +24,6 @@ def ignore(said: str) -> None:
     """Nobody waits."""
 
 
-def test_it_can_be_found() -> None:
-    assert find("streaming-diloco") is streaming_diloco.demonstrate
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_what_needs_no_lab_holds(seed: int) -> None:
     lines = [*parity(seed, ignore), *bits(seed, ignore), *utilisation(ignore), *refusals(ignore)]
@@ -40,13 +34,13 @@ def test_what_needs_no_lab_holds(seed: int) -> None:
 
 
 def test_n_pushes_are_one_step() -> None:
-    assert identity(1).verdict == "pass"
+    assert [line.verdict for line in identity(1)] == ["pass"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_without_rounds_nobody_waits_for_a_slower_one_or_a_dead_one() -> None:
-    lines = [simulated(False, 1, ignore), raced(False, 1, ignore), *killed_without_rounds(1, ignore)]
+    lines = [*simulated(False, 1, ignore), *raced(False, 1, ignore), *killed_without_rounds(1, ignore)]
     assert [(line.number, line.verdict) for line in lines] == [(f"8{part}", "pass") for part in "bcde"]
 
 
@@ -60,10 +54,10 @@ def test_without_a_lab_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
     def none(*_: object) -> Trained:
         raise LabUnavailable("networks")
 
-    for lines in (learning, slow_link):
+    for part, lines in (("2", learning), ("3", slow_link)):
         monkeypatch.setattr(sys.modules[lines.__module__], "train", none)
-        (only,) = lines(False, 1, ignore)
-        assert (only.verdict, only.measured) == ("not yet", "not yet: needs networks")
+        (only,) = demonstrated("streaming-diloco", False, 1, ignore, (part,))
+        assert (only.verdict, only.measured) == ("not yet", "needs a lab of networks: networks")
 
 
 def test_more_bandwidth_is_never_worse_and_hides_a_fragment_in_its_delay() -> None:

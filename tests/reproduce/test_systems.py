@@ -1,4 +1,5 @@
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,7 @@ def test_the_table_has_a_row_for_each_with_five_cells() -> None:
         assert cells[0].startswith(f"**{slug}**<br>")
         assert cells[-1] == by_slug(slug).status
         assert row.count("|") == 6
+
+
+def test_the_page_has_this_table() -> None:
+    assert table_markdown() in (Path(__file__).parents[2] / "docs" / "systems.md").read_text() + "\n"

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from atoll.cli.output import say
 from atoll.config import parse
 from atoll.reproduce.api import Line
-from atoll.reproduce.demonstrations import find
+from atoll.reproduce.demonstrations import demonstrated
 from atoll.reproduce.systems import by_slug
 
 
@@ -21,13 +21,16 @@ from atoll.reproduce.systems import by_slug
 class ReproduceSettings:
     """Run the claims of a published system on this machine: claim, what was expected, what was measured, verdict.
 
-    Exits with 1 if a line fails. A line that says "not yet" names what is missing.
+    Exits with 1 if a line fails, or a part of them can't be run to its end. A line that says "not yet" names what is
+    missing.
     """
 
     slug: Positional[str]
     """Which system; `atoll systems` lists them."""
     full: bool = False
     """Everything, however long it takes."""
+    only: tuple[str, ...] = ()
+    """Some parts alone, by the numbers of their lines: 3 8j."""
     seed: int = 1
     json: bool = False
     """One JSON object per line of the table."""
@@ -38,16 +41,17 @@ def main(argv: list[str]) -> int:
     settings = parse(
         ReproduceSettings, argv, prog="atoll reproduce", description=str(ReproduceSettings.__doc__), env=os.environ
     ).value
-    demonstration = find(settings.slug)
     console = Console(stderr=True)
     lines: list[Line] = []
-    with console.status("") if console.is_terminal and not settings.json else _Quiet() as status:
-        for line in demonstration(settings.full, settings.seed, status.update):
-            lines.append(line)
-            if settings.json:
-                say(json.dumps({"system": settings.slug, **asdict(line)}))
-    if not settings.json:
-        Console().print(_table(settings.slug, lines))
+    try:
+        with console.status("") if console.is_terminal and not settings.json else _Quiet() as status:
+            for line in demonstrated(settings.slug, settings.full, settings.seed, status.update, settings.only):
+                lines.append(line)
+                if settings.json:
+                    say(json.dumps({"system": settings.slug, **asdict(line)}))
+    finally:  # Ctrl-C after an hour, too
+        if lines and not settings.json:
+            Console().print(_table(settings.slug, lines))
     return 1 if any(line.verdict == "fail" for line in lines) else 0
 
 

@@ -1,7 +1,7 @@
-"""Interface: what a demonstration of a published system is: a generator of lines, each a claim and what was
+"""Interface: what a demonstration of a published system is: parts, which give lines, each a claim and what was
 measured."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,10 +23,27 @@ class Line:
 
 Say = Callable[[str], None]
 """What goes on, for the one who waits."""
-Demonstration = Callable[[bool, int, Say], Iterator[Line]]
-"""Called with `full`, a seed and `say`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some lines that are found together. LabUnavailable: there is no lab, which they need; another error: it has
+    failed as a whole."""
+
+    about: str
+    lines: Callable[[], Iterable[Line]]
+
+
+Demonstration = Callable[[bool, int, Say], dict[str, Part]]
+"""Called with `full`, a seed and `say`. Parts by the number of the sheet's "Done when", with or without a letter, as it
+does them in order."""
 
 
 def judged(ok: bool) -> Verdict:
     """pass or fail."""
     return "pass" if ok else "fail"
+
+
+def missing(number: str, claim: str, expected: str, needs: str) -> Line:
+    """A line that can't be found now, and what it needs."""
+    return Line(number, claim, expected, f"needs {needs}", "not yet", "-")

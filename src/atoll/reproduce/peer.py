@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--pace", type=float, default=0.0, help="seconds of make-believe computing per step")
     parser.add_argument("--tags", type=int, default=1, help="tensors reduced at once")
     parser.add_argument("--carry", type=int, default=0, help="so many more are awaited only one or two steps later")
+    parser.add_argument("--tell-begun", action="store_true", help="say so when the tensors of a step are on their way")
     parser.add_argument("--name", default="")
     parser.add_argument("--min-world", type=int, default=1)
     parser.add_argument("--reconnect", type=float, default=30.0, help="seconds for which a lost master is looked for")
@@ -157,6 +158,8 @@ def train(group: atoll.Group, state: atoll.SharedState, weights: Any, options: a
             now, later = gradients[: options.tags], gradients[options.tags :]
             before = [g.copy() for g in now]
             works = [group.all_reduce_async(g, "sum", tag=t) for t, g in enumerate(now)]
+            if options.tell_begun:
+                say(event="begun", revision=state.revision)
             carried.launch(state.revision, later)
             atoll.wait_all(works)
             advance([*now, *carried.wait(state.revision)])

@@ -7,17 +7,16 @@ and survives no loss; atoll's times include its votes.
 import hashlib
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any
 
 import msgspec
 
-from atoll.errors import AtollError
+from atoll.reproduce.crew import Crew, Starter
+from atoll.runtime.processes import popen
 
 GLOO = "gloo"
 
@@ -61,7 +60,7 @@ class Spec(msgspec.Struct, frozen=True):
     """Network device for gloo."""
 
 
-class Times(msgspec.Struct, frozen=True):
+class Times(msgspec.Struct, frozen=True, tag_field="event", tag="times"):
     """What came of one way, on rank 0."""
 
     nbytes: int
@@ -82,32 +81,19 @@ class Times(msgspec.Struct, frozen=True):
         return f"{1e3 * self.median_s:.3g} ({low:.3g}-{high:.3g}) ms"
 
 
-Start = Callable[[int, list[str]], "subprocess.Popen[str]"]
-"""Starts the process of that number."""
-
-
-def compare(spec: Spec, start: Start, timeout_s: float = 600.0) -> list[Times]:
-    """Run the processes to their end. AtollError: one of them failed, or it took too long."""
-    argv = [sys.executable, "-m", "atoll.reproduce.rivals", msgspec.json.encode(spec).decode()]
-    peers = [start(i, argv) for i in range(spec.world)]
-    with ThreadPoolExecutor(spec.world) as readers:  # at once: whoever isn't read stops when its pipe is full
-        reading = [readers.submit(peer.communicate) for peer in peers]
-        late = wait(reading, timeout_s).not_done
-        if late:
-            for peer in peers:
-                peer.kill()
-    if late:
-        raise AtollError(f"the comparison took longer than {timeout_s:g} s")
-    said = [read.result()[0] for read in reading]
-    if any(peer.returncode for peer in peers):
-        raise AtollError("a process of the comparison failed; its error stands above")
-    return [msgspec.json.decode(line, type=Times) for text in said for line in text.splitlines() if line[:1] == "{"]
-
-
-def start_here(number: int, argv: list[str]) -> "subprocess.Popen[str]":
-    """On this machine, with one thread."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)
+def compare(
+    crew: Crew, spec: Spec, started: Callable[[int], object] = lambda count: None, by: Sequence[Starter] = (),
+    timeout_s: float = 600.0,
+) -> list[Times]:  # fmt: skip
+    """Run the processes to their end; `started` is told how many there are, `by` starts each where it is to be.
+    AtollError: one of them failed, or it took too long."""
+    names = [f"rival {i}" for i in range(spec.world)]
+    for i, name in enumerate(names):
+        argv = ("-m", "atoll.reproduce.rivals", msgspec.json.encode(spec).decode())
+        crew.start(name, *argv, by=by[i] if by else popen)
+        started(i + 1)
+    crew.until_ended(*names, seconds=timeout_s)
+    return [msgspec.convert(said, Times) for name in names for said in crew.of("times", name)]
 
 
 def _run(spec: Spec) -> None:

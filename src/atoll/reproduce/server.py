@@ -1,12 +1,8 @@
 """Driver: `atoll serve` as a child, asked over HTTP as users ask it, for demonstrations and benchmarks."""
 
 import asyncio
-import json
 import math
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,19 +14,17 @@ import psutil
 
 from atoll.endpoint.driving import Drive, Prompts
 from atoll.endpoint.upstream import Upstream
-from atoll.errors import Unavailable
 from atoll.model.saved import save_model
 from atoll.model.tokenizer import ByteTokenizer
 from atoll.model.transformer import Transformer, TransformerConfig
-from atoll.runtime.processes import LocalProcesses
+from atoll.reproduce.commands import atoll
+from atoll.reproduce.crew import crew
 from atoll.runtime.real import RealRuntime
 from atoll.workload.api import Arrival, Outcome, Workload
 from atoll.workload.slo import Account, Report
 
 START_S: Final = 180.0
 """By then a server answers, its kernel compiled."""
-RUN_S: Final = 900.0
-"""By then a workload has been driven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +54,16 @@ class Server:
 
 @contextmanager
 def serving(model: str | Path, *flags: str) -> Iterator[Server]:
-    """The command with these flags, until it is no longer wanted. Unavailable: it doesn't serve, and why."""
-    argv = [sys.executable, "-m", "atoll", "serve", str(model), "--port", "0", "--json", *flags]
-    said: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, LocalProcesses(Path(folder)) as processes:
-        child = processes.start(argv, "serve", stdout=lambda _, line: said.append(json.loads(line)))
-        deadline = time.monotonic() + START_S
-        while not (ready := [event for event in said if event["event"] == "ready"]):
-            if processes.wait_any(0.1) or time.monotonic() > deadline:
-                words = child.log.read_text("utf-8", "replace").strip().splitlines()[-1:] or ["it says nothing"]
-                raise Unavailable(f"`atoll serve {model}` doesn't serve: {words[0]}")
-        yield Server(ready[0]["url"], child.pid, str(model))
+    """The command with these flags, until it is no longer wanted. AtollError: it doesn't serve, and why."""
+    with crew() as found:
+        found.start("serve", "-m", "atoll", "serve", str(model), "--port", "0", "--json", *flags, env={})
+        found.until(lambda: found.of("ready"), f"an `atoll serve {model}` that is ready", START_S)
+        yield Server(found.of("ready")[0]["url"], found.pids["serve"], str(model))
 
 
 def workload_run(*words: str) -> dict[str, Any]:
-    """What `atoll workload run` with those words reports. Unavailable: it failed."""
-    argv = [sys.executable, "-m", "atoll", "workload", "run", *words, "--json", "--plots", "none"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
-    if done.returncode:
-        raise Unavailable(f"`atoll workload run` failed: {done.stderr.strip()}")
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
+    """What `atoll workload run` with those words reports. AtollError: it failed."""
+    return atoll("workload", "run", *words, "--plots", "none")[-1]
 
 
 def random_model(folder: Path, seed: int, config: TransformerConfig) -> Path:

@@ -1,6 +1,7 @@
 """Driver: several peers as threads of this process, each with its own sockets and wire thread, over real TCP."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +25,11 @@ def run_peers(world: int, body: Callable[[atoll.Group], Any], *, timeout_s: floa
         threads = [threading.Thread(target=peer, args=(master.address,), daemon=True) for _ in range(world)]
         for thread in threads:
             thread.start()
+        deadline = time.monotonic() + timeout_s
         for thread in threads:
-            thread.join(timeout_s)
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if errors:
+            raise errors[0]
         if any(thread.is_alive() for thread in threads):
             raise atoll.AtollError(f"peers were still running after {timeout_s:g} s")
-    if errors:
-        raise errors[0]
     return results

@@ -84,9 +84,16 @@ class LocalProcesses:
         self.close()
 
     def start(
-        self, argv: Sequence[str], name: str, *, stdout: OnLine | None = None, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        name: str,
+        *,
+        stdout: OnLine | None = None,
+        env: Mapping[str, str] | None = None,
+        by: Callable[..., "subprocess.Popen[str]"] = popen,
     ) -> Child:
         """Start a program; `env` is added to ours. `stdout(name, line)` is called for each line, inside `wait_any`.
+        `by`: what starts it, as `subprocess.Popen` does: a host of a lab, say.
 
         ValueError: a living child has that name, or it can't name a file. OSError: the program can't be started.
         """
@@ -97,7 +104,7 @@ class LocalProcesses:
         path = self._logs / f"{name}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as log:
-            process = popen(
+            process = by(
                 argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if stdout else log,

@@ -61,12 +61,6 @@ class Lengths(Protocol):
     def draw(self, rng: np.random.Generator) -> int: ...
 
 
-class Durations(Protocol):
-    """A distribution of seconds."""
-
-    def draw(self, rng: np.random.Generator) -> float: ...
-
-
 class Workload(Protocol):
     """All who will ask. The virtual world and the HTTP driver take the same one."""
 

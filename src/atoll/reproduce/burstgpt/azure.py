@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.api import Line, Say, judged, missing
 from atoll.rng import stream
 from atoll.workload.fit.arrivals import cv_percentiles
 from atoll.workload.fit.columns import Columns, columns
@@ -112,8 +112,8 @@ def _trace(name: str) -> Columns | None:
 
 
 def _missing(number: str, claim: str, expected: str, name: str) -> Line:
-    why = f"not yet: needs {FILES[name][0]} of github.com/Azure/AzurePublicDataset in the folder {FOLDER} names"
-    return Line(number, claim, expected, why, "not yet", "-")
+    needs = f"{FILES[name][0]} of github.com/Azure/AzurePublicDataset in the folder {FOLDER} names"
+    return missing(number, claim, expected, needs)
 
 
 def _numbers(found: Description) -> list[float]:

@@ -1,15 +1,13 @@
 """Driver: traces that are odd or broken, and the same bytes for the same seed. (BurstGPT, "Done when" 7.)"""
 
 import gzip
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from atoll.errors import InvalidData
 from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.commands import atoll
 from atoll.workload.trace.files import TraceFile
 
 HEADER = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
@@ -67,7 +65,7 @@ def reading(say: Say) -> Iterator[Line]:
     yield Line("7b", "a broken file: line and column are named", "all", measured, judged(len(named) == len(BROKEN)))
 
 
-def same_bytes(seed: int, say: Say) -> Line:
+def same_bytes(seed: int, say: Say) -> Iterator[Line]:
     """Two processes with other hashes of strings."""
     say("the same seed in two processes")
     with tempfile.TemporaryDirectory() as folder:
@@ -76,11 +74,10 @@ def same_bytes(seed: int, say: Say) -> Line:
         written = [_converted(model, Path(folder, f"{i}.jsonl"), seed, str(i)) for i in range(2)]
     same = written[0] == written[1]
     measured = f"{len(written[0]):,} bytes, {'the same' if same else 'others'}"
-    return Line("7c", "the same seed, in two processes: 5,000 requests as JSON lines", "same", measured, judged(same))
+    yield Line("7c", "the same seed, in two processes: 5,000 requests as JSON lines", "same", measured, judged(same))
 
 
 def _converted(model: Path, out: Path, seed: int, string_hash: str) -> bytes:
-    argv = ["workload", "convert", str(model), str(out), "--requests", "5000", "--seed", str(seed)]
-    environment = os.environ | {"PYTHONHASHSEED": string_hash}
-    subprocess.run([sys.executable, "-m", "atoll", *argv], env=environment, check=True, stdout=subprocess.DEVNULL)
+    words = ("workload", "convert", str(model), str(out), "--requests", "5000", "--seed", str(seed))
+    atoll(*words, env={"PYTHONHASHSEED": string_hash})
     return out.read_bytes()

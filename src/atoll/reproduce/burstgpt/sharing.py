@@ -49,7 +49,7 @@ class Shuffled(Prompts):
         return tuple(rng.permutation(super().of(arrival)).tolist())
 
 
-def sharing(full: bool, seed: int, say: Say) -> Line:
+def sharing(full: bool, seed: int, say: Say) -> Iterator[Line]:
     """Hits by the engine's own count."""
     sessions = 1000 if full else 60
     say(f"{sessions:,} conversations with a server, and the same shuffled")
@@ -58,7 +58,7 @@ def sharing(full: bool, seed: int, say: Say) -> Line:
         with serving(model, "--threads", "1") as server:
             talked, turns = _hit_rate(server, sessions, seed, Prompts(seed))
             shuffled, _ = _hit_rate(server, sessions, seed, Shuffled(seed))
-    return Line(
+    yield Line(
         "4b",
         f"{sessions:,} sessions against `atoll serve`: tokens of prompts found in its cache, and of the same shuffled",
         "> 0.6, about 0",

@@ -11,6 +11,7 @@ import msgspec
 
 from atoll.cost import CostCurve, CostModel, Op
 from atoll.errors import InvalidConfig, InvalidData
+from atoll.reproduce.api import Kind
 from atoll.reproduce.calibration.engines import EngineCosts
 
 MEDIAN_BOUND: Final = 0.10
@@ -126,7 +127,7 @@ class Point:
     predicted_s: float
     fitted: bool = False
     """Had the prediction seen it?"""
-    kind: str = "real"
+    kind: Kind = "real"
 
     @property
     def error(self) -> float:

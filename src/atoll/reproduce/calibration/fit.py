@@ -11,6 +11,7 @@ import numpy as np
 
 from atoll.cost import CostCurve, CostModel, Op, Sample, hold_out
 from atoll.errors import InvalidData
+from atoll.reproduce.api import Kind
 from atoll.reproduce.calibration.api import (
     BYTE_WORK,
     MEDIAN_BOUND,
@@ -39,7 +40,7 @@ class Row:
     median: float
     p90: float
     worst: float
-    kind: str = "real"
+    kind: Kind = "real"
 
     @property
     def median_bound(self) -> float:
@@ -173,14 +174,14 @@ def table(calibration: Calibration) -> list[Row]:
         for what, part in parts.items():
             r = part.residuals
             rows.append(Row(f"step of {name} with {what}", r.points, r.median, r.p90, r.worst))
-    groups: dict[tuple[str, str], list[float]] = {}
+    groups: dict[tuple[str, Kind], list[float]] = {}
     for point in calibration.points:
         if not point.fitted:
             groups.setdefault((point.what, point.kind), []).append(point.error)
     return rows + [_row(what, kind, errors) for (what, kind), errors in groups.items()]
 
 
-def _row(what: str, kind: str, errors: Sequence[float]) -> Row:
+def _row(what: str, kind: Kind, errors: Sequence[float]) -> Row:
     median, p90, worst = (float(q) for q in np.percentile(errors, [50, 90, 100]))
     return Row(what, len(errors), median, p90, worst, kind)
 

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,6 +27,8 @@ from atoll.errors import AtollError
 from atoll.reproduce.api import Say
 from atoll.reproduce.calibration.api import BYTE_WORK, Control, Measured, Reduced
 from atoll.reproduce.calibration.peer import Said, Spec, Task
+from atoll.reproduce.crew import ONE_THREAD, crew
+from atoll.runtime.processes import popen
 
 KIB, MIB = 1 << 10, 1 << 20
 WORLDS: Final = (2, 4)
@@ -163,16 +164,9 @@ def at_once(cores: int, nbytes: int, budget_s: float) -> float:
 
 
 def _bench(sizes: Sequence[int], budget_s: float, *words: str) -> "subprocess.Popen[str]":
-    argv = [",".join(map(str, sizes)), str(budget_s), *words]
-    return start("atoll.reproduce.calibration.bench", *argv)
-
-
-def start(module: str, *argv: str) -> "subprocess.Popen[str]":
-    """`python -m module`, with one thread for mathematics and pipes to it."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    argv = [sys.executable, "-m", "atoll.reproduce.calibration.bench", ",".join(map(str, sizes)), str(budget_s), *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-m", module, *argv], stdin=pipe, stdout=pipe, text=True, env=env)
+    return popen(argv, stdin=pipe, stdout=pipe, text=True, env=os.environ | ONE_THREAD)
 
 
 # -- groups ----------------------------------------------------------------------------------------------------------
@@ -180,28 +174,15 @@ def start(module: str, *argv: str) -> "subprocess.Popen[str]":
 
 def group(world: int, votes: int, tasks: tuple[Task, ...]) -> list[Said]:
     """What so many processes say, by rank, under two masters."""
-    with ExitStack() as stack:
-        masters = [start("atoll", "master", "--listen", "127.0.0.1:0", "--json") for _ in range(2)]
-        addresses = []
-        for master in masters:
-            stack.callback(_end, master)
-            assert master.stdout is not None
-            addresses.append(json.loads(master.stdout.readline())["address"])
-        spec = msgspec.json.encode(Spec(world, addresses[0], addresses[1], masters[0].pid, votes, tasks)).decode()
-        peers = [start("atoll.reproduce.calibration.peer", spec) for _ in range(world)]
+    with crew() as several:
+        near, far = (several.master(name) for name in ("near", "far"))
+        spec = msgspec.json.encode(Spec(world, near, far, several.pids["near"], votes, tasks)).decode()
+        peers = [f"peer {i}" for i in range(world)]
         for peer in peers:
-            stack.callback(_end, peer)
-        with ThreadPoolExecutor(world) as readers:
-            texts = list(readers.map(lambda peer: peer.communicate(timeout=_LONGEST_S)[0], peers))
-    if any(peer.returncode for peer in peers):
-        raise AtollError("a peer of the calibration failed; its error stands above")
-    said = [msgspec.json.decode(text.splitlines()[-1], type=Said) for text in texts]
+            several.start(peer, "-m", "atoll.reproduce.calibration.peer", spec)
+        several.until_ended(*peers, seconds=_LONGEST_S)
+        said = [msgspec.convert(several.of("", peer)[-1], Said, str_keys=True) for peer in peers]
     return sorted(said, key=lambda each: each.rank)
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    process.kill()
-    process.wait()
 
 
 def control_of(said: list[Said]) -> Control:

@@ -5,11 +5,8 @@ From the kill until the last survivor's call has raised: the new epoch is agreed
 
 import json
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +17,7 @@ import atoll
 from atoll.errors import AtollError, PeerLost
 from atoll.reproduce.calibration.api import HostCosts, Point
 from atoll.reproduce.calibration.hosts import HostWorld
-from atoll.reproduce.calibration.measure import start
+from atoll.reproduce.crew import crew
 
 WORLD: Final = 3
 NBYTES: Final = 64 << 20
@@ -45,38 +42,18 @@ def measured(kills: int = 5, nbytes: int = NBYTES) -> list[Recovery]:
 
 
 def _kill_one(nbytes: int, part: float) -> Recovery:
-    with ExitStack() as stack:
-        master = stack.enter_context(_ended(start("atoll", "master", "--listen", "127.0.0.1:0", "--json")))
-        address = json.loads(_line(master))["address"]
-        argv = address, str(WORLD), str(nbytes)
-        peers = [start("atoll.reproduce.calibration.recovery", *argv) for _ in range(WORLD)]
-        for peer in peers:
-            stack.enter_context(_ended(peer))
-        took_s = min(json.loads(_line(peer))["seconds"] for peer in peers)  # says it, and begins another
-        time.sleep(part * took_s)
-        victim, *others = peers
-        memory_bytes = int(psutil.Process(victim.pid).memory_info().rss)
+    names = [f"peer {i}" for i in range(WORLD)]
+    with crew() as peers:
+        address = peers.master()
+        for name in names:
+            peers.start(name, "-m", "atoll.reproduce.calibration.recovery", address, str(WORLD), str(nbytes))
+        peers.until(lambda: len(peers.of("warm")) == WORLD, "warm peers", _PATIENCE_S)  # they begin another
+        time.sleep(part * min(said["seconds"] for said in peers.of("warm")))
+        memory_bytes = int(psutil.Process(peers.pids[names[0]]).memory_info().rss)
         killed = time.time()
-        victim.kill()
-        lost = [json.loads(_line(peer))["lost"] for peer in others]
-    return Recovery(max(lost) - killed, memory_bytes)
-
-
-def _line(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise AtollError("a process of the recovery ended early; its error stands above")
-    return line
-
-
-@contextmanager
-def _ended(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+        peers.processes.kill(names[0])
+        peers.until(lambda: all(peers.of("lost", name) for name in names[1:]), "a loss", _PATIENCE_S)
+        return Recovery(max(said["at"] for said in peers.of("lost")) - killed, memory_bytes)
 
 
 def predicted(costs: HostCosts, memory_bytes: int, nbytes: int = NBYTES) -> float:
@@ -141,9 +118,9 @@ def main(argv: list[str]) -> None:
             for number in count(1):
                 took_s = group.all_reduce(x, out=out).seconds
                 if number == _WARM:
-                    _say(seconds=took_s)
+                    _say(event="warm", seconds=took_s)
         except PeerLost:
-            _say(lost=time.time())
+            _say(event="lost", at=time.time())
             time.sleep(0.5)  # so that nobody's leaving disturbs the others
 
 

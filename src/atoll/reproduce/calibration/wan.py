@@ -6,7 +6,6 @@ Run as a module it is one of the two peers.
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from atoll.net.lab import Shape
 from atoll.reproduce.api import Say
 from atoll.reproduce.calibration.api import Point
 from atoll.reproduce.calibration.rounds import HEADER_BYTES, SEGMENT_BYTES, Control, LongLink, expected_seconds
+from atoll.reproduce.crew import crew_in, on
 from atoll.sim.loop import Loop
 from atoll.sim.net import Network, Tcp
 
@@ -30,7 +30,6 @@ SHAPE: Final = Shape(rate_bits_per_s=300e6, delay_s=0.05, loss=1e-4)
 STREAMS: Final = (1, 4)
 CONTROLS: Final[tuple[Control, ...]] = ("cubic", "reno")
 START_ENDS: Final = (0.5, 1.125)
-_PORT: Final = 48148
 _PATIENCE_S: Final = 180.0
 _WINDOW: Final = 4 << 20
 
@@ -111,21 +110,12 @@ def measured(shape: Shape, nbytes: int, streams: int, control: Control, seed: in
     with lab.open_lab(2, shape, congestion=control, seed=seed) as network:
         if network.congestion != control:
             raise AtollError(f"this system has no {control}, but {network.congestion}")
-        address = f"{network.address(0)}:{_PORT}"
-        argv = ["-m", "atoll", "master", "--listen", address, "--json", "--no-measure", "--insecure"]
-        master = network.start(0, [sys.executable, *argv], stdout=subprocess.PIPE, text=True)
-        assert master.stdout is not None
-        master.stdout.readline()
-        argv = ["-m", "atoll.reproduce.calibration.wan", address, str(nbytes), str(streams)]
-        peers = [network.start(host, [sys.executable, *argv], stdout=subprocess.PIPE, text=True) for host in (0, 1)]
-        try:
-            said = [peer.communicate(timeout=_PATIENCE_S)[0] for peer in peers]
-        except subprocess.TimeoutExpired as error:
-            raise AtollError(f"a transfer took more than {_PATIENCE_S:g} s") from error
-    found = [json.loads(text) for text in said if text.startswith("{")]
-    if not found:
-        raise AtollError("no transfer was measured in the lab; the errors of its processes stand above")
-    return float(found[0]["seconds"])
+        with crew_in(network, "--no-measure") as (peers, address):
+            for host in (0, 1):
+                argv = ("-m", "atoll.reproduce.calibration.wan", address, str(nbytes), str(streams))
+                peers.start(f"peer {host}", *argv, by=on(network, host))
+            peers.until_ended("peer 0", "peer 1", seconds=_PATIENCE_S)
+            return float(peers.of("moved")[0]["seconds"])
 
 
 def main(argv: list[str]) -> None:
@@ -136,7 +126,7 @@ def main(argv: list[str]) -> None:
         group.barrier()
         took = group.broadcast(x, 0)  # its pieces may land in any order, those of a `send` may not
         if group.rank == 0:
-            sys.stdout.write(json.dumps({"seconds": took.seconds}) + "\n")
+            sys.stdout.write(json.dumps({"event": "moved", "seconds": took.seconds}) + "\n")
         group.barrier()
 
 

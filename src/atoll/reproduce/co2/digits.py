@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 import atoll
-from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.api import Line, Say, judged, missing
+from atoll.reproduce.co2.late import late_loop
 from atoll.reproduce.threads import run_peers
 from atoll.rng import stream
 from atoll.train.exchange import Exchange
 from atoll.train.flat import FlatModel
-from atoll.train.learners import Gradients, Late
-from atoll.train.momentum import Momentum, Whole
+from atoll.train.learners import Gradients
+from atoll.train.momentum import Whole
 from atoll.train.optimisers import constant, descent
 from atoll.train.outer import OuterLoop
 from atoll.train.schedule import FragmentSchedule
@@ -50,8 +51,7 @@ def digits(seed: int, say: Say) -> Iterator[Line]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        needs = "not yet: needs scikit-learn's digits: pip install 'atoll[reproduce]'"
-        yield Line("5", "digits", "within 1 point", needs, "not yet", "-")
+        yield missing("5", "digits", "within 1 point", "scikit-learn's digits: pip install 'atoll[reproduce]'")
         return
     say(f"{WORLD} peers learn digits")
     pixels, labels = load_digits(return_X_y=True)
@@ -72,16 +72,14 @@ def digits(seed: int, say: Say) -> Iterator[Line]:
 def _learn(late: bool, train: torch.Tensor, test: torch.Tensor, seed: int, group: atoll.Group) -> float:
     torch.set_num_threads(1)
     module = Digits(seed)
-    model = FlatModel(module)
     if late:
-        inner = descent(model.parameters, constant(RATE))
-        outer = Momentum(model.parameters.clone(), 1.0, 0.0, "heavy-ball", None, RATE * EVERY)
         schedule = FragmentSchedule(EVERY, steps=STEPS, late=True, first_waits=True)
-        loop = OuterLoop(model, Late(model, outer, inner), outer, schedule, Exchange())
+        loop = late_loop(group, module, schedule, RATE, clip=RATE * EVERY)
     else:
+        model = FlatModel(module)
         whole = Whole(descent(model.parameters.clone(), constant(RATE)))
         loop = OuterLoop(model, Gradients(model, whole), whole, FragmentSchedule(), Exchange())
-    loop.enter(group)
+        loop.enter(group)
     for step in range(STEPS):
         chosen = stream(seed, "batch", step, group.rank).integers(0, len(train), BATCH)
         loop.step(train[chosen])

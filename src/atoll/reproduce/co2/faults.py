@@ -7,16 +7,12 @@ import torch
 
 import atoll
 from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.co2.late import late_loop
 from atoll.reproduce.streaming_diloco.faults import kill_one_of_three
 from atoll.reproduce.streaming_diloco.reference import Tower, batch_of
 from atoll.reproduce.streaming_diloco.refusals import refused
 from atoll.reproduce.threads import run_peers
-from atoll.train.exchange import Exchange
-from atoll.train.flat import FlatModel
 from atoll.train.learners import Late
-from atoll.train.momentum import Momentum
-from atoll.train.optimisers import constant, descent
-from atoll.train.outer import OuterLoop
 from atoll.train.schedule import FragmentSchedule
 from atoll.train.settings import TrainSettings
 
@@ -38,8 +34,8 @@ def killed(seed: int, say: Say) -> Iterator[Line]:
     flags = ["--strategy", "co2", "--every", str(EVERY), "--steps", str(STEPS), "--batch", "4", "--seed", str(seed)]
     flags += ["--model.width", "64", "--model.context", "64", "--save-every", "0"]
     told = kill_one_of_three(flags, 3 * EVERY + 1, say)
-    ends = sum(bool(told.of(name, "done")) for name in "bcd")
-    lost = sum(bool(told.of(name, "lost")) for name in "bc")
+    ends = told.how_many("done", "bcd")
+    lost = told.how_many("lost", "bc")
     differ = sum(len(some) > 1 for some in told.hashes.values())
     yield Line(
         "8a",
@@ -71,15 +67,12 @@ def refusals(seed: int, say: Say) -> Iterator[Line]:
     )
 
     def body(group: atoll.Group) -> tuple[set[int], bool]:
-        model = FlatModel(Tower(seed))
-        outer = Momentum(model.parameters.clone(), 1.0, 0.5, "heavy-ball", None, 0.1)
-        learner = (_Sick if group.rank == 1 else Late)(model, outer, descent(model.parameters, constant(0.05)))
-        schedule = FragmentSchedule(2, steps=12, late=True, first_waits=True)
-        loop, told = OuterLoop(model, learner, outer, schedule, Exchange()), set[int]()
-        loop.enter(group)
+        schedule, learner = FragmentSchedule(2, steps=12, late=True, first_waits=True), (Late, _Sick)[group.rank == 1]
+        loop = late_loop(group, Tower(seed), schedule, 0.05, momentum=0.5, clip=0.1, learner=learner)
+        told = set[int]()
         for step in range(12):
             told |= set(loop.step(batch_of(seed, step, group.rank)).refused)
-        return told, bool(torch.isfinite(outer.parameters).all())
+        return told, bool(torch.isfinite(loop.outer.parameters).all())
 
     say("parameters that are no numbers")
     all_done = run_peers(3, body)

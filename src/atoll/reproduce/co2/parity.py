@@ -11,15 +11,12 @@ import torch
 
 import atoll
 from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.co2.late import late_loop
 from atoll.reproduce.co2.reference import Loop, Vector, Workers, co2, late_nesterov, local_sgd, parallel_sgd, slowmo
 from atoll.reproduce.streaming_diloco.reference import Tower, batch_of
 from atoll.reproduce.threads import run_peers
-from atoll.train.exchange import Exchange
 from atoll.train.flat import FlatModel
-from atoll.train.learners import Late
-from atoll.train.momentum import Kind, Momentum
-from atoll.train.optimisers import constant, descent
-from atoll.train.outer import OuterLoop
+from atoll.train.momentum import Kind
 from atoll.train.schedule import FragmentSchedule
 
 ROUNDS, EVERY, RATE, WORLD = 30, 4, 0.05, 4
@@ -77,18 +74,17 @@ def parity(seed: int, say: Say) -> Iterator[Line]:
 
 def _train(case: Case, seed: int, group: atoll.Group) -> list[Vector]:
     """What is shared after each round."""
-    torch.set_num_threads(1)
-    model = FlatModel(Tower(seed))
-    outer = Momentum(model.parameters.clone(), case.rate, case.momentum, case.kind, case.penalty, case.clip)
     schedule = FragmentSchedule(
         case.every, steps=ROUNDS * case.every, late=True, consensus=int(case.waits), first_waits=case.first_waits
     )
-    learner = Late(model, outer, descent(model.parameters, constant(RATE)))
-    loop, found = OuterLoop(model, learner, outer, schedule, Exchange()), []
-    loop.enter(group)
+    loop = late_loop(
+        group, Tower(seed), schedule, RATE, rate=case.rate, momentum=case.momentum, kind=case.kind,
+        penalty=case.penalty, clip=case.clip,
+    )  # fmt: skip
+    found = []
     for step in range(ROUNDS * case.every):
         if loop.step(batch_of(seed, step, group.rank)).boundary:
-            found.append(_in_order(model, outer.parameters))
+            found.append(_in_order(loop.model, loop.outer.parameters))
     return found
 
 

@@ -14,7 +14,8 @@ from atoll.reproduce.api import Line, Say, judged
 from atoll.runtime.schedule import Schedule
 from atoll.sim.loop import Loop
 from atoll.sim.net import Network
-from atoll.train.schedule import Finish, FragmentSchedule, Start, Swap
+from atoll.train.forecast import Transfer, forecast
+from atoll.train.schedule import FragmentSchedule
 
 PARAMETERS: Final = 7_000_000_000
 STEP_S: Final = 0.86
@@ -22,7 +23,6 @@ STEP_S: Final = 0.86
 LATENCY_S: Final = 25e-6
 OUTER_S: Final = 3 * 4 * PARAMETERS / 1.5e12
 """Three passes over parameters in fp32 at what the memory of such a device gives."""
-ROUNDS: Final = 6
 WORLDS: Final = (16, 32, 64, 128)
 
 
@@ -55,20 +55,10 @@ def scaling(say: Say) -> Iterator[Line]:
 
 
 def per_worker(schedule: FragmentSchedule, world: int, gbits: float) -> float:
-    """Share of the time in which a worker computes: over some rounds, the first aside."""
-    clock = began = 0.0
-    arrives: float | None = None
-    steps = schedule.every * ROUNDS
-    for step in range(steps):
-        if step == schedule.every:
-            began = clock
-        clock += STEP_S
-        for action in schedule.at(step):
-            if isinstance(action, Swap | Finish) and arrives is not None:
-                clock, arrives = max(clock, arrives) + OUTER_S, None
-            if isinstance(action, Swap | Start):
-                arrives = clock + exchange_s(world, gbits)
-    return (steps - schedule.every) * STEP_S / (clock - began)
+    """Share of the time in which a worker computes, as `atoll strategies` foretells it."""
+    step_s = STEP_S + OUTER_S / schedule.every
+    found = forecast(schedule, step_s, [Transfer(0.0, exchange_s(world, gbits), 0.0)])
+    return found.utilisation * STEP_S / step_s
 
 
 @cache

@@ -1,5 +1,6 @@
 """Driver: the byte against the float, the estimator against the gradient. (Just One Byte, "Done when" 2, 4, 8.)"""
 
+import logging.handlers
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,7 +22,7 @@ D = 20
 ROUNDS = 400
 
 
-def floats(seed: int, say: Say) -> Line:
+def floats(seed: int, say: Say) -> Iterator[Line]:
     """The same schedule with numbers of four bytes."""
     say("bytes against floats")
 
@@ -34,7 +35,7 @@ def floats(seed: int, say: Say) -> Line:
         return float(np.mean(run_peers(2, peer)))
 
     byte, real = last(ByteCode()), last(FloatCode())
-    return Line(
+    yield Line(
         "2a",
         f"2 peers, {ROUNDS} rounds with bytes and with floats: loss on all training texts at the end",
         "within 5 %",
@@ -58,7 +59,7 @@ def codes(seed: int, say: Say) -> Iterator[Line]:
     )
 
 
-def unbiased(seed: int, say: Say) -> Line:
+def unbiased(seed: int, say: Say) -> Iterator[Line]:
     """The mean over many noises."""
     say(f"the estimator over {SEEDS:,} noises")
     target = torch.linspace(-1, 1, D)
@@ -73,7 +74,7 @@ def unbiased(seed: int, say: Say) -> Line:
         found += spoken * normal((seed, "one-byte", t, 0, 0), D)
     truth = -target.numpy()
     cosine = float(found @ truth / np.linalg.norm(found) / np.linalg.norm(truth))
-    return Line(
+    yield Line(
         "4",
         f"a bowl of {D} dimensions: cosine of the mean over {SEEDS:,} noises, bytes as spoken, and the gradient",
         "> 0.99",
@@ -82,13 +83,24 @@ def unbiased(seed: int, say: Say) -> Line:
     )
 
 
-def nothing_said() -> Line:
+def nothing_said() -> Iterator[Line]:
     """A loss that is no number."""
     x = torch.ones(D)
     strategy = OneByte({"x": x}, lambda batch: (batch * x).sum(), lambda: None, OneByteSettings())
     strategy.enter(LocalGroup())
-    strategy.step(torch.full((1, D), float("nan")))
+    warnings = logging.handlers.BufferingHandler(10)
+    logger = logging.getLogger("atoll.train")
+    logger.addHandler(warnings)
+    try:
+        strategy.step(torch.full((1, D), float("nan")))
+    finally:
+        logger.removeHandler(warnings)
     said = strategy.rounds[0].said
-    unmoved = bool((x == 1).all())
-    return Line("8c", "a loss that is no number: what is said, and the parameters", "0x00, unmoved",
-                f"0x{said.hex()}, {'unmoved' if unmoved else 'moved'}", judged(said == b"\0" and unmoved))  # fmt: skip
+    unmoved, warned = bool((x == 1).all()), any("no number" in each.getMessage() for each in warnings.buffer)
+    yield Line(
+        "8c",
+        "a loss that is no number: what is said, the parameters, the log",
+        "0x00, unmoved, a warning",
+        f"0x{said.hex()}, {'unmoved' if unmoved else 'moved'}, {'a warning' if warned else 'no word'}",
+        judged(said == b"\0" and unmoved and warned),
+    )

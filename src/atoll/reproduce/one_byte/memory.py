@@ -4,11 +4,10 @@ python -m atoll.reproduce.one_byte.memory inference|one-byte [MODEL]    # prints
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -17,7 +16,8 @@ from atoll.group.local import LocalGroup
 from atoll.model.loading import load
 from atoll.model.store import find
 from atoll.model.transformer import Transformer, TransformerConfig
-from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.api import Line, Say, judged, missing
+from atoll.reproduce.crew import Event, crew
 from atoll.rng import stream
 from atoll.train.one_byte.settings import OneByteSettings
 from atoll.train.one_byte.strategy import OneByte
@@ -30,20 +30,21 @@ DEADLINE_S: Final = 600.0
 
 def memory(full: bool, say: Say) -> Iterator[Line]:
     """Of a model of 28 million parameters; of SmolLM2-135M too, if asked for all."""
+    if not Path("/proc/self/clear_refs").exists():
+        yield missing("7", "memory above the weights", "<= 1.3", "Linux's /proc")
+        return
     yield _compared("7a", "", say)
     if full:
         try:
             find(PUBLISHED)
         except InvalidConfig as error:
-            yield Line("7b", "the same for SmolLM2-135M", "<= 1.3", f"not yet: {error}", "not yet", "-")
+            yield missing("7b", "the same for SmolLM2-135M", "<= 1.3", f"SmolLM2: {error}")
         else:
             yield _compared("7b", PUBLISHED, say)
 
 
 def _compared(number: str, model: str, say: Say) -> Line:
     say(f"memory {model}")
-    if not Path("/proc/self/clear_refs").exists():
-        return Line(number, "memory above the weights", "<= 1.3", "not yet: needs Linux's /proc", "not yet", "-")
     plain, ours = (_child(mode, model) for mode in ("inference", "one-byte"))
     above = [each["peak"] - each["weights"] for each in (plain, ours)]
     own = [each["peak"] - each["loaded"] for each in (plain, ours)]
@@ -58,11 +59,11 @@ def _compared(number: str, model: str, say: Say) -> Line:
     )
 
 
-def _child(mode: str, model: str) -> dict[str, Any]:
-    argv = [sys.executable, "-m", "atoll.reproduce.one_byte.memory", mode, model]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def _child(mode: str, model: str) -> Event:
+    with crew() as found:
+        found.start(mode, "-m", "atoll.reproduce.one_byte.memory", mode, model, env={})
+        found.until_ended(seconds=DEADLINE_S)
+        return found.of("")[0]
 
 
 def main(mode: str, name: str) -> None:

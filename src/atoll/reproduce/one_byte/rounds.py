@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from atoll.reproduce.api import Line, Say, judged
-from atoll.reproduce.one_byte.crew import Crew, Event, crew
+from atoll.reproduce.crew import Event
 from atoll.reproduce.one_byte.peer import settings, sha256, strategy_of, trainer
+from atoll.reproduce.one_byte.peers import Peers, peers
 from atoll.train.one_byte.rounds import NAME
 
 PEERS = 4
@@ -16,21 +17,22 @@ NEVER = 1_000_000
 def rounds(n: int, seed: int, say: Say) -> Iterator[Line]:
     """Run them, then replay what is left."""
     say(f"{PEERS} processes, {n} rounds")
-    with crew() as found:
+    with peers() as found:
         marks = _marked(found, n // 5, n - 10)
         for i in range(PEERS):
             options = ["--steps", str(n), "--seed", str(seed), "--min-world", str(PEERS), "--hash-every", str(NEVER)]
-            found.start(f"peer-{i}", *options, *(["--folder", str(found.folder)]))
-        found.ended()
-        hashes = {found.of(name, "ended")[-1]["sha256"] for name in found.said}
+            found.start(f"peer-{i}", *options, "--folder", str(found.crew.folder))
+        found.all_ended()
+        ends = found.crew.of("ended")
+        hashes = {end["sha256"] for end in ends}
         yield Line(
             "1a",
             f"{PEERS} processes on different windows of a text, {n} rounds: SHA-256 of their parameters",
             "equal",
             f"{'equal' if len(hashes) == 1 else 'different'}: {min(hashes)[:16]}",
-            judged(len(hashes) == 1),
+            judged(len(hashes) == 1 and len(ends) == PEERS),
         )
-        sent = [found.of(name, "done")[-1]["sent"] for name in found.said]
+        sent = [done["sent"] for done in found.crew.of("done")]
         yield Line(
             "1b",
             "bytes each of them said of its gradients",
@@ -42,7 +44,7 @@ def rounds(n: int, seed: int, say: Say) -> Iterator[Line]:
         yield from _replayed(found, n, seed, hashes)
 
 
-def _marked(found: Crew, *steps: int) -> list[list[tuple[int, int]]]:
+def _marked(found: Peers, *steps: int) -> list[list[tuple[int, int]]]:
     """What the relay has counted when the first peer has taken so many steps; filled as they come."""
     marks: list[list[tuple[int, int]]] = []
 
@@ -50,7 +52,7 @@ def _marked(found: Crew, *steps: int) -> list[list[tuple[int, int]]]:
         if name == "peer-0" and event["event"] == "step" and event["step"] in steps:
             marks.append(found.relay.now())
 
-    found.on_event = on_event
+    found.crew.on_event = on_event
     return marks
 
 
@@ -68,14 +70,14 @@ def _framing(marks: list[list[tuple[int, int]]], n: int) -> Line:
     )
 
 
-def _replayed(found: Crew, n: int, seed: int, hashes: set[str]) -> Iterator[Line]:
+def _replayed(found: Peers, n: int, seed: int, hashes: set[str]) -> Iterator[Line]:
     again = trainer(settings(n, seed, hash_every=NEVER), lambda event, **about: None)
-    again.resume(found.folder / "checkpoint")
+    again.resume(found.crew.folder / "checkpoint")
     strategy = strategy_of(again)
     same = {sha256(strategy)} == hashes
     yield Line("3a", "base weights and log, replayed: SHA-256", "that of the run", "equal" if same else "different",
                judged(same))  # fmt: skip
-    nbytes = (found.folder / "checkpoint" / NAME).stat().st_size
+    nbytes = (found.crew.folder / "checkpoint" / NAME).stat().st_size
     said, heads = sum(len(each.said) for each in strategy.rounds), 12 * len(strategy.rounds)
     numbers = strategy.weights.numbers
     yield Line(

@@ -1,10 +1,8 @@
 """Driver: fine-tuning by bytes: a tiny classifier on a task that is new to it, and a published model. (Just One Byte,
 "Done when" 5.)"""
 
-import json
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -17,11 +15,11 @@ from atoll.errors import InvalidConfig
 from atoll.group.facade import Group
 from atoll.group.local import LocalGroup
 from atoll.model.store import find
-from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.api import Line, Say, judged, missing
+from atoll.reproduce.commands import atoll
 from atoll.reproduce.one_byte.bag import SECOND, pretrained, texts
 from atoll.reproduce.threads import run_peers
 from atoll.rng import stream
-from atoll.runtime.processes import LocalProcesses
 from atoll.train.one_byte.code import Code
 from atoll.train.one_byte.settings import OneByteSettings
 from atoll.train.one_byte.strategy import OneByte
@@ -33,6 +31,8 @@ MOST_ROUNDS: Final = 1500
 TARGET: Final = 0.55
 """Loss of the mean text; chance is 0.69."""
 PUBLISHED: Final = "smollm2"
+LONGEST_S: Final = 7200.0
+"""By then it has been trained."""
 
 
 class Tuning:
@@ -79,7 +79,7 @@ def losses(tuning: Tuning, group: Group, rounds: int, until: float = 0.0) -> lis
     return found
 
 
-def shifted(seed: int, say: Say) -> Line:
+def shifted(seed: int, say: Say) -> Iterator[Line]:
     """One machine, a minute at most."""
     say("a pretrained classifier learns another task")
     tuning = Tuning(seed)
@@ -88,7 +88,7 @@ def shifted(seed: int, say: Say) -> Line:
     while time.perf_counter() - began < 0.9 * WITHIN_S and int(tuning.strategy.steps) < MOST_ROUNDS:
         tuning.step(0, 1)
     took_s, after = time.perf_counter() - began, tuning.accuracy()
-    return Line(
+    yield Line(
         "5a",
         f"a classifier pretrained on other topics, {tuning.strategy.weights.numbers:,} parameters: held-out accuracy",
         ">= 10 points more within 60 s",
@@ -97,7 +97,7 @@ def shifted(seed: int, say: Say) -> Line:
     )
 
 
-def fewer_rounds(seed: int, say: Say) -> Line:
+def fewer_rounds(seed: int, say: Say) -> Iterator[Line]:
     """Four machines with a quarter of the texts each, and one with all."""
     say("four machines against one")
 
@@ -110,7 +110,7 @@ def fewer_rounds(seed: int, say: Say) -> Line:
         return int(max(run_peers(world, peer, timeout_s=300.0)))
 
     one, four = rounds(1), rounds(4)
-    return Line(
+    yield Line(
         "5b",
         f"rounds until the loss is {TARGET}: 4 machines, each with texts of its own, and 1 with all",
         "<= 0.6 of them",
@@ -119,20 +119,22 @@ def fewer_rounds(seed: int, say: Say) -> Line:
     )
 
 
-def published(full: bool, say: Say) -> Line:
+def published(full: bool, say: Say) -> Iterator[Line]:
     """SmolLM2-135M on real labelled texts, by the command a user would give."""
     claim = "SmolLM2-135M tells docstrings of Python's library by topic, one of 4: held-out accuracy, `atoll train`"
     expected = ">= 10 points more"
     if not full:
-        return Line("5c", claim, expected, "not run: takes many minutes, see --full", "not yet", "-")
+        yield missing("5c", claim, expected, "many minutes, see --full")
+        return
     try:
         find(PUBLISHED)
     except InvalidConfig as error:
-        return Line("5c", claim, expected, f"not yet: {error}", "not yet", "-")
+        yield missing("5c", claim, expected, f"SmolLM2: {error}")
+        return
     say("SmolLM2-135M, two peers: many minutes")
-    summary = _trained(say)
+    summary = _trained()
     before, after = summary["right_before"], summary["right_after"]
-    return Line(
+    yield Line(
         "5c",
         claim,
         expected,
@@ -141,19 +143,12 @@ def published(full: bool, say: Say) -> Line:
     )
 
 
-def _trained(say: Callable[[str], None]) -> dict[str, Any]:
+def _trained() -> dict[str, Any]:
     """The last line of `atoll train --json`."""
-    options = [
+    options = (
         *("--strategy", "one-byte", "--model.name", PUBLISHED, "--task", "docstrings", "--model.context", "48"),
-        *("--steps", "200", "--batch", "8", "--peers", "2", "--json", "--one-byte.trainable", "*norm*"),
+        *("--steps", "200", "--batch", "8", "--peers", "2", "--one-byte.trainable", "*norm*"),
         *("--one-byte.lr", "6e-5"),
-    ]
-    lines: list[str] = []
-    with TemporaryDirectory() as folder, LocalProcesses(Path(folder)) as processes:
-        code = f"import os; os.chdir({folder!r}); from atoll.cli.main import main; main()"
-        processes.start([sys.executable, "-c", code, "train", *options], "train", stdout=lambda _, s: lines.append(s))
-        while not processes.wait_any(5.0):
-            say(f"SmolLM2-135M: {lines[-1][:80] if lines else 'loading'}")
-        processes.wait_any(1.0)
-    summary: dict[str, Any] = json.loads(lines[-1])
-    return summary
+    )
+    with TemporaryDirectory() as folder:
+        return atoll("train", *options, folder=Path(folder), timeout_s=LONGEST_S)[-1]

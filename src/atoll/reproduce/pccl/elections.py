@@ -99,7 +99,7 @@ def elections(say: Say) -> Iterator[Line]:
     yield line("8i", "mixing strategies expels the one that breaks the rule", ["ok", "Unfit", "ok"], kinds(mixed))
 
 
-def peer_groups(say: Say) -> Line:
+def peer_groups(say: Say) -> Iterator[Line]:
     """Four peers as a grid: the same keys in two subgroups, both synced at once, each by an election of its own."""
     say("subgroups")
 
@@ -116,7 +116,7 @@ def peer_groups(say: Say) -> Line:
 
     found = run_peers(4, body)
     expected = [(1.0, 2.0, 3), (1.0, 4.0, 3), (3.0, 2.0, 3), (3.0, 4.0, 3)]
-    return Line(
+    yield Line(
         "8p",
         "peer groups: the same keys in two, syncs at once in two, sums along the other axis",
         "each row its own state",

@@ -1,16 +1,21 @@
 """Driver: does every wrong call get a clear error, and does the group go on? (PCCL, "Done when" 8.)"""
 
+import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xxhash
 
 import atoll
 from atoll.errors import AtollError, Busy, InvalidTensor, MasterLost, Mismatch
-from atoll.group.collectives.execution import divide
+from atoll.net import preamble
+from atoll.net.channel import CONTROL, HEADER
 from atoll.reproduce.api import Line, Say, judged
 from atoll.reproduce.threads import run_peers
+from atoll.version import VERSION
+
+_KICKED_S: Final = 5.0
 
 
 def wrong_use(say: Say) -> Iterator[Line]:
@@ -82,12 +87,51 @@ def wrong_use(say: Say) -> Iterator[Line]:
         judged((taken, gone) == ("AtollError", "MasterLost")),
     )
 
-    x = np.array([-7, 7, -8, 3], np.int32)
-    divide(x, 2)
+    def average(group: atoll.Group) -> list[int]:
+        x = np.array([-7, 7, -8, 3] if group.rank else [0] * 4, np.int32)
+        found: list[int] = group.all_reduce(x, "avg").value.tolist()
+        return found
+
+    averages = run_peers(2, average)
     yield Line(
         "8n",
         "averages of integers go towards zero",
         "[-3, 3, -4, 1]",
-        str(x.tolist()),
-        judged(x.tolist() == [-3, 3, -4, 1]),
+        " and ".join(map(str, averages)),
+        judged(averages == [[-3, 3, -4, 1]] * 2),
     )
+
+
+def strangers(say: Say) -> Iterator[Line]:
+    """Who greets as we do and goes on with what no member says."""
+    say("strangers")
+    head = preamble.encode(preamble.Greeting(VERSION))
+    says = {
+        "a message of 2 GiB": head + HEADER.pack(CONTROL, 0x7FFFFFFF, 0),
+        "an empty one": head + HEADER.pack(CONTROL, 0, 0),
+        "one nobody knows": head + HEADER.pack(CONTROL, 4, 0) + b"what",
+    }
+    with atoll.Master() as master, atoll.join(master.address) as group:
+        kicked = [name for name, said in says.items() if _kicked(master.address, said)]
+        went_on = float(group.all_reduce(np.ones(3), "sum").value[0]) == 1.0
+    yield Line(
+        "8o",
+        f"to the master: {', '.join(says)}",
+        f"each kicked within {_KICKED_S:g} s; the group goes on",
+        f"kicked: {', '.join(kicked) or 'none'}; the group {'went' if went_on else 'did not go'} on",
+        judged(len(kicked) == len(says) and went_on),
+    )
+
+
+def _kicked(address: str, said: bytes) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), _KICKED_S) as stranger:
+        try:
+            stranger.sendall(said)
+            while stranger.recv(1 << 16):
+                pass
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            return True
+    return True

@@ -1,17 +1,14 @@
 """Driver: all-reduce beside torch's gloo on this machine, in the same run. (PCCL, "Done when" 6.)"""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import msgspec
 
 from atoll.reproduce.api import Line, Say, judged
-from atoll.reproduce.rivals import Settings, Spec, Task, Times, Way, compare, start_here
+from atoll.reproduce.crew import crew
+from atoll.reproduce.rivals import Settings, Spec, Task, Times, Way, compare
 
-_WAYS = (Way("atoll", "near"), Way("TCP", "far"), Way("gloo"))
+_WAYS = (Way("atoll", "near"), Way("TCP", "far"), Way("gloo"), Way("vote", "near", gather=True))
 _STARTS = 3
 """Of the processes, for small operations: gloo's take either of two times, for as long as a process lives."""
 
@@ -46,6 +43,7 @@ def speed(full: bool, say: Say) -> Iterator[Line]:
 
     yield line("6a", 4 << 10, 1.0, "atoll")
     yield line("6b", 256 << 10, 1.0, "atoll")
+    yield _data_alone(found, 256 << 10)
     yield line("6c", 64 << 20, 0.8, "TCP")
     yield line("6c", 64 << 20, 1.3, "atoll")
     if full:
@@ -53,17 +51,25 @@ def speed(full: bool, say: Say) -> Iterator[Line]:
         yield line("6c", 256 << 20, 1.3, "atoll")
 
 
+def _data_alone(found: dict[tuple[int, int, str], Times], nbytes: int) -> Line:
+    """What an all-reduce takes longer than a vote without data, beside all that gloo takes."""
+    parts, worst = [], float("inf")
+    for world in (2, 4):
+        ours, vote, gloo = (found[world, nbytes, way].median_s for way in ("atoll", "vote", "gloo"))
+        ratio = gloo / max(ours - vote, 1e-6)
+        worst = min(worst, ratio)
+        parts.append(
+            f"W={world}: {1e3 * (ours - vote):.3g} of {1e3 * ours:.3g} ms against {1e3 * gloo:.3g} ms: {ratio:.1f}x"
+        )
+    claim = f"{nbytes >> 10} KiB all-reduce, less a vote of the same peers: gloo's time over that"
+    return Line("6e", claim, ">= 3x", "; ".join(parts), judged(worst >= 3.0))
+
+
 def _compared(world: int, sizes: dict[int, tuple[int, int]]) -> list[Times]:
     tasks = tuple(Task(n, rounds, repeat, _WAYS) for n, (rounds, repeat) in sizes.items())
-    with ExitStack() as stack:
-        near, far = (_master(stack) for _ in range(2))
-        groups = {"near": Settings(near), "far": Settings(far, shared_memory=False)}
-        return compare(Spec(world, groups, tasks), start_here)
-
-
-def _master(stack: ExitStack) -> str:
-    argv = [sys.executable, "-m", "atoll", "master", "--listen", "127.0.0.1:0", "--json"]
-    process = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
-    stack.callback(process.kill)
-    assert process.stdout is not None
-    return str(json.loads(process.stdout.readline())["address"])
+    with crew() as peers:
+        groups = {
+            "near": Settings(peers.master("master of near")),
+            "far": Settings(peers.master("master of far"), shared_memory=False),
+        }
+        return compare(peers, Spec(world, groups, tasks))

@@ -1,17 +1,13 @@
 """Driver: `atoll sim run` gives the same run each time, in any process, however strings hash and equal times are
 ordered. (Simulator, "Done when" 5.)"""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from atoll.errors import AtollError
 from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.commands import atoll
 
 SCENARIO: Final = """
 until_s = 120
@@ -60,12 +56,7 @@ def determinism(say: Say) -> Iterator[Line]:
 
 def run(file: Path, env: dict[str, str], *words: str) -> dict[str, Any]:
     """What the command says of its only run. AtollError: it failed."""
-    argv = [sys.executable, "-m", "atoll", "sim", "run", str(file), "--json", *words]
-    done = subprocess.run(argv, env=os.environ | env, cwd=file.parent, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise AtollError(f"`atoll sim run` failed: {done.stderr.strip()}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
-    return found
+    return atoll("sim", "run", str(file), *words, env=env, folder=file.parent)[0]
 
 
 def outcome(found: dict[str, Any]) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.api import Line, Say, judged, missing
 from atoll.reproduce.calibration.calibrate import calibrate, with_faults_and_distance
 from atoll.reproduce.calibration.fit import Row, table
 from atoll.reproduce.calibration.measure import FULL
@@ -14,11 +14,9 @@ def nearness(full: bool, say: Say) -> Iterator[Line]:
     if full:
         found = with_faults_and_distance(found, say)
     for number, row in enumerate(table(found), start=1):
-        yield Line(f"8.{number}", f"held out: {row.what}", _bounds(row), _errors(row), judged(row.within))
+        yield Line(f"8.{number}", f"held out: {row.what}", _bounds(row), _errors(row), judged(row.within), row.kind)
     if not full:
-        yield Line(
-            "8", "recovery after a kill, transfers over shaped links", "<= 20 %, <= 10 %", "--full", "not yet", "-"
-        )
+        yield missing("8", "recovery after a kill, transfers over shaped links", "<= 20 %, <= 10 %", "--full")
 
 
 def _bounds(row: Row) -> str:

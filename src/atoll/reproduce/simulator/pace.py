@@ -20,9 +20,17 @@ def pace(say: Say) -> Iterator[Line]:
     """Raw events, wake-ups of tasks, and time in which nothing happens."""
     say("the simulator's own speed")
     events = max(raw_events_per_s() for _ in range(3))
-    yield Line("9a", "raw events with 100 actors", ">= 0.5 M/s", f"{events / 1e6:.2f} M/s", judged(events >= 0.5e6))
+    yield Line(
+        "9a",
+        "raw events with 100 actors, the best of 3",
+        ">= 0.5 M/s",
+        f"{events / 1e6:.2f} M/s",
+        judged(events >= 0.5e6),
+    )
     wakes = max(wake_ups_per_s() for _ in range(3))
-    yield Line("9b", "wake-ups of asyncio tasks", ">= 40 k/s", f"{wakes / 1e3:.0f} k/s", judged(wakes >= 40e3))
+    yield Line(
+        "9b", "wake-ups of asyncio tasks, the best of 3", ">= 40 k/s", f"{wakes / 1e3:.0f} k/s", judged(wakes >= 40e3)
+    )
     began = time.perf_counter()
     loop = Loop()
     loop.post(_YEAR_NS, lambda: None)
@@ -61,14 +69,14 @@ def wake_ups_per_s(tasks: int = 100, rounds: int = 300) -> float:
     return tasks * rounds / (time.perf_counter() - began)
 
 
-def many_requests(say: Say) -> Line:
+def many_requests(say: Say) -> Iterator[Line]:
     """By the command that anybody would use, from its start to its end."""
     say("100,000 requests to 16 virtual engines")
     began = time.perf_counter()
     report = workload_run(*_MANY)
     took_s = time.perf_counter() - began
     offered, answered, mean = report["offered"], report["answered"], report["ttft_s"]["mean"]
-    return Line(
+    yield Line(
         "9e",
         f"{offered:,} requests on 16 engines by `atoll workload run --virtual`",
         ">= 100,000 in < 60 s",

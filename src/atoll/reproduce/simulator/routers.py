@@ -107,6 +107,7 @@ def ranking(
         "the same order wherever all real rounds agree on it",
         f"{right} of {len(pairs)} pairs that really differ; real {ranked(real)}; simulated {ranked(virtual)}",
         judged(bool(pairs) and right == len(pairs)),
+        "simulated",
     )
 
 
@@ -157,6 +158,7 @@ def recovery(model: str, costs: EngineCosts, seed: int, say: Say, killed_s: floa
         f"{error:+.1%}: real {back_s[0]:.2f} s, simulated {back_s[1]:.2f} s; each, real (simulated): {each} s; "
         f"nobody waits that long: {lost[0]} ({lost[1]}) requests got an error at once",
         judged(abs(error) <= 0.20),
+        "simulated",
     )
 
 

@@ -9,7 +9,7 @@ from atoll.config import atomic_write
 from atoll.errors import AtollError
 from atoll.model.store import find
 from atoll.reproduce import server
-from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.api import Line, Say, judged, missing
 from atoll.reproduce.calibration.api import Calibration
 from atoll.reproduce.calibration.calibrate import calibrate_engine
 from atoll.reproduce.simulator.routers import ranking, recovery
@@ -29,9 +29,9 @@ def serving(full: bool, seed: int, say: Say) -> Iterator[Line]:
     """Calibrate, then the same requests to both, at three loads: more than two minutes each; then routers and kills."""
     why = "--full" if not full else _missing()
     if why:
-        yield Line("8s", f"{_CLAIM}, at three loads", _EXPECTED, why, "not yet", "-")
-        yield Line("8r", "two engines: real and simulated routers rank alike", "the same ranking", why, "not yet", "-")
-        yield Line("8k", "from kill -9 of an engine to the first token again", "<= 20 %", why, "not yet", "-")
+        yield missing("8s", f"{_CLAIM}, at three loads", _EXPECTED, why)
+        yield missing("8r", "two engines: real and simulated routers rank alike", "the same ranking", why)
+        yield missing("8k", "from kill -9 of an engine to the first token again", "<= 20 %", why)
         return
     calibration = calibrate_engine(MODEL, say=say)
     yield from _at_three_loads(calibration, seed, say)
@@ -69,6 +69,7 @@ def _at_three_loads(calibration: Calibration, seed: int, say: Say) -> Iterator[L
                 _EXPECTED,
                 told(errors),
                 judged(all(abs(error) <= BOUNDS[figure] for (_, figure), error in errors.items())),
+                "simulated",
             )
 
 
@@ -93,5 +94,5 @@ def _missing() -> str:
     try:
         find(MODEL)
     except AtollError as error:
-        return f"needs `atoll model pull {MODEL}`: {error}"
+        return f"`atoll model pull {MODEL}`: {error}"
     return ""

@@ -1,13 +1,9 @@
 """Driver: without rounds: a server, workers of unequal speed, and both killed. (Liu et al. 2024, arXiv 2401.09135.)"""
 
-import json
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -19,9 +15,9 @@ from atoll.errors import AtollError
 from atoll.group.virtual import World as GroupWorld
 from atoll.net.streams import Streams
 from atoll.reproduce.api import Line, Say, judged
+from atoll.reproduce.crew import Crew, Event, crew
 from atoll.rng import stream
 from atoll.runtime.api import Runtime, here
-from atoll.runtime.processes import LocalProcesses
 from atoll.sim.actors import World
 from atoll.train.asynchronous.nesterov import DelayedNesterov
 from atoll.train.asynchronous.server import Server
@@ -36,7 +32,7 @@ STEP_S: Final = 0.1
 SLOW: Final = 3.0
 MOMENT_S: Final = 0.09
 EVERY: Final = 8
-Events = list[dict[str, Any]]
+Events = list[Event]
 
 
 def _settings(strategy: Any, steps: int, seed: int) -> TrainSettings:
@@ -46,15 +42,7 @@ def _settings(strategy: Any, steps: int, seed: int) -> TrainSettings:
     )
 
 
-def asynchronous(full: bool, seed: int, say: Say) -> Iterator[Line]:
-    """The identity, the race, the kills."""
-    yield identity(seed)
-    yield simulated(full, seed, say)
-    yield raced(full, seed, say)
-    yield from killed(seed, say)
-
-
-def identity(seed: int) -> Line:
+def identity(seed: int) -> Iterator[Line]:
     """N pushes of the same."""
     rate, beta, worst = 0.7, 0.9, 0.0
     for workers in (1, 2, 3, 8, 50):
@@ -64,7 +52,7 @@ def identity(seed: int) -> Line:
         for _ in range(workers):
             outer.push(g.clone(), workers)
         worst = max(worst, float((outer.parameters - (start - rate * (1 + beta) * g)).abs().max()))
-    return Line(
+    yield Line(
         "8a",
         "delayed Nesterov, from v = 0, c = 0: N pushes of the same g, N = 1, 2, 3, 8, 50",
         "move by rate x (1 + momentum) x g, within 1e-5",
@@ -76,7 +64,7 @@ def identity(seed: int) -> Line:
 # -- unequal workers ---------------------------------------------------------------------------------------------------
 
 
-def simulated(full: bool, seed: int, say: Say) -> Line:
+def simulated(full: bool, seed: int, say: Say) -> Iterator[Line]:
     """The same programs in virtual time, where a step takes what we say."""
     steps = (60 if full else 20) * EVERY
     settings = _settings("diloco", steps, seed)
@@ -85,7 +73,7 @@ def simulated(full: bool, seed: int, say: Say) -> Line:
     together_s, together = _in_rounds(settings, text)
     say("and without")
     alone_s, alone, taken = _without_rounds(replace(settings, strategy="diloco-server"), text)
-    return _race("8b", "simulated", steps, (together_s, together), (alone_s, alone, taken))
+    yield _race("8b", "simulated", steps, (together_s, together), (alone_s, alone, taken))
 
 
 def _in_rounds(settings: TrainSettings, text: Corpus) -> tuple[float, float]:
@@ -133,26 +121,20 @@ def _without_rounds(settings: TrainSettings, text: Corpus) -> tuple[float, float
     return _span(told, STEP_S), _loss(told), sum(said["event"] == "step" for said in told)
 
 
-def raced(full: bool, seed: int, say: Say) -> Line:
+def raced(full: bool, seed: int, say: Say) -> Iterator[Line]:
     """Processes of this machine, stopped for most of the time: two have a third of a core each, one a ninth."""
     steps = (60 if full else 20) * EVERY
     found = {}
     for strategy in ("diloco", "diloco-server"):
         settings = _settings(strategy, steps, seed)
         say(f"{strategy}: {WORKERS} processes, one of them {SLOW:g} times slower")
-        with tempfile.TemporaryDirectory() as folder, LocalProcesses(Path(folder)) as processes:
-            crew = _Crew(processes, Path(folder), settings)
-            if strategy == "diloco":
-                with atoll.Master() as master:
-                    crew.start_workers(master.address)
-                    crew.wait(crew.all_done, 600.0)
-            else:
-                crew.start_workers(crew.start_server())
-                crew.wait(crew.all_done, 600.0)
-        told = crew.told
-        steps_told = [said for said in told if said["event"] == "step"]
-        found[strategy] = _span(told, 0.0), _loss(told), len(steps_told)
-    return _race("8c", "real", steps, found["diloco"][:2], found["diloco-server"])
+        with atoll.Master() as master, crew(MOMENT_S / 10) as several:
+            workers = _Workers(several, settings)
+            workers.start(master.address if strategy == "diloco" else workers.start_server())
+            workers.until(workers.all_done, "the end of training", 600.0)
+        told = [*several.of("step"), *several.of("evaluated")]
+        found[strategy] = _span(told, 0.0), _loss(told), len(several.of("step"))
+    yield _race("8c", "real", steps, found["diloco"][:2], found["diloco-server"])
 
 
 def _race(
@@ -176,117 +158,100 @@ def _race(
 # -- kills -------------------------------------------------------------------------------------------------------------
 
 
-def killed(seed: int, say: Say) -> Iterator[Line]:
+def killed_without_rounds(seed: int, say: Say) -> Iterator[Line]:
     """A worker, then the server."""
     steps = 150 * EVERY
-    settings = replace(_settings("diloco-server", steps, seed), save_every=100)
-    with tempfile.TemporaryDirectory() as folder, LocalProcesses(Path(folder)) as processes:
-        crew = _Crew(processes, Path(folder), settings, slowed=False)
+    with crew() as several:
+        workers = _Workers(several, replace(_settings("diloco-server", steps, seed), save_every=100), slowed=False)
         say("three workers and a server; a worker is killed")
-        address = crew.start_server()
-        crew.start_workers(address)
-        crew.wait(lambda: crew.step() >= steps // 5, 300.0)
-        processes.kill("worker-0")
+        address = workers.start_server()
+        workers.start(address)
+        workers.until(lambda: workers.step() >= steps // 5, "a fifth of the steps", 300.0)
+        several.processes.kill("worker-0")
         killed_at = time.time()
-        crew.wait(lambda: crew.step() >= steps // 2, 300.0)
-        moments = {name: crew.moments(name) for name in ("worker-1", "worker-2")}
-        usual = max(_gap(some, before=killed_at) for some in moments.values())
-        after = max(_gap(some, after=killed_at) for some in moments.values())
+        workers.until(lambda: workers.step() >= steps // 2, "half of the steps", 300.0)
+        moments = [[said["at"] for said in several.of("step", f"worker-{i}")] for i in (1, 2)]
+        usual = max(_gap(some, before=killed_at) for some in moments)
+        after = max(_gap(some, after=killed_at) for some in moments)
         yield Line(
             "8d",
             "SIGKILL to one of three workers: the others go on without a pause",
-            "longest time between two steps about as before",
+            "longest time between two steps <= 5x that before, or 1 s",
             f"{after * 1e3:.0f} ms after it, {usual * 1e3:.0f} ms before",
             judged(after < max(1.0, 5 * usual)),
         )
         say("the server is killed and started again")
-        at = crew.step()
-        processes.kill("server")
-        crew.wait(lambda: "server" not in processes.alive(), 30.0)
-        crew.start_server(address)
-        crew.wait(crew.all_done, 300.0)
-    resumed = [said["step"] for said in crew.told if said["event"] == "resumed"]
-    done = sum(said["event"] == "done" and said["peer"] != "server" for said in crew.told)
+        at = workers.step()
+        several.kill("server")
+        workers.start_server(address)
+        workers.until(workers.all_done, "the end of training", 300.0)
+        resumed = [said["step"] for said in several.of("resumed")]
+        done = sum(said["said_by"] != "server" for said in several.of("done"))
+        loss = _loss(several.of("evaluated"))
     yield Line(
         "8e",
         "SIGKILL to the server, started again from its checkpoint: workers find it, the run ends",
         "2 workers at the end",
         f"killed after step {at}, went on from {', '.join(map(str, resumed))}; {done} workers at the end; "
-        f"loss {_loss(crew.told):.3f}",
+        f"loss {loss:.3f}",
         judged(done == 2 and len(resumed) == 1),
     )
 
 
-class _Crew:
-    """Processes that train, and what they said."""
+class _Workers:
+    """Processes that train; `slowed`: each has only a part of a core."""
 
-    def __init__(self, processes: LocalProcesses, folder: Path, settings: TrainSettings, slowed: bool = True) -> None:
-        self.processes, self.folder = processes, folder
-        self.run = RunDir.create(folder, "run")
+    def __init__(self, several: Crew, settings: TrainSettings, slowed: bool = True) -> None:
+        self.crew = several
+        self.run = RunDir.create(several.folder, "run")
         self.run.write_config(settings)
-        self.parts = [f"worker-{i}" for i in range(WORKERS)] if slowed else []
-        """Whoever has only a part of a core."""
-        self.told: Events = []
+        self._slowed = [f"worker-{i}" for i in range(WORKERS)] if slowed else []
         self._runs: dict[str, bool] = {}
 
     def start_server(self, address: str = "127.0.0.1:0") -> str:
         """The address where it listens."""
-        argv = [sys.executable, "-m", "atoll", "train", "--peers", "0", "--listen", address, "--json"]
-        argv += ["--resume", str(self.run.path), "--strategy", "diloco-server"]
-        before = len(self._addresses())
-        self.processes.start(argv, "server", stdout=self._line, env={"OMP_NUM_THREADS": "1"})
-        self.wait(lambda: len(self._addresses()) > before, 120.0)
-        return self._addresses()[-1]
+        before = len(self.crew.of("listening"))
+        argv = ("-m", "atoll", "train", "--peers", "0", "--listen", address, "--json", "--resume", str(self.run.path))
+        self.crew.start("server", *argv, "--strategy", "diloco-server")
+        self.until(lambda: len(self.crew.of("listening")) > before, "a server that listens", 120.0)
+        return str(self.crew.of("listening")[-1]["address"])
 
-    def start_workers(self, address: str) -> None:
+    def start(self, address: str) -> None:
         """All of them."""
         for i in range(WORKERS):
-            where = self.folder / f"worker-{i}"
+            where = self.crew.folder / f"worker-{i}"
             where.mkdir()
-            argv = [sys.executable, "-m", "atoll", "join", address, "--name", where.name, "--json"]
-            argv += ["--min-world", str(WORKERS), "--run-dir", str(where), "--config", str(self.run.config)]
-            self.processes.start(argv, where.name, stdout=self._line, env={"OMP_NUM_THREADS": "1"})
+            argv = ("-m", "atoll", "join", address, "--name", where.name, "--json", "--min-world", str(WORKERS))
+            self.crew.start(where.name, *argv, "--run-dir", str(where), "--config", str(self.run.config))
 
-    def wait(self, ready: Callable[[], bool], seconds: float) -> None:
+    def until(self, holds: Callable[[], bool], what: str, seconds: float) -> None:
         """AtollError: it takes longer, or somebody failed."""
-        deadline = time.monotonic() + seconds
-        while not ready():
-            if time.monotonic() > deadline:
-                raise AtollError(f"nothing came of it in {seconds:g} s: {self.told[-3:]}")
-            for said in self.told:
-                if said["event"] == "failed":
-                    raise AtollError(f"{said['peer']} failed: {said['message']}")
+
+        def ready() -> bool:
+            for said in self.crew.of("failed"):
+                raise AtollError(f"{said['said_by']} failed: {said['message']}")
             self._throttle()
-            self.processes.wait_any(MOMENT_S / 10)
+            return holds()
+
+        self.crew.until(ready, what, seconds)
 
     def all_done(self) -> bool:
         """Has everybody that lives come to the end?"""
-        done = {said["peer"] for said in self.told if said["event"] == "done"}
-        return bool(done) and not [name for name in self.processes.alive() if name not in done]
+        done = {said["said_by"] for said in self.crew.of("done")}
+        return bool(done) and done >= set(self.crew.running())
 
     def step(self) -> int:
         """Of the run."""
-        return max((said["step"] for said in self.told if said["event"] == "step"), default=0)
-
-    def moments(self, name: str) -> list[float]:
-        """At which that worker has taken a step."""
-        return [said["at"] for said in self.told if said["event"] == "step" and said["peer"] == name]
-
-    def _addresses(self) -> list[str]:
-        return [said["address"] for said in self.told if said["event"] == "listening"]
-
-    def _line(self, name: str, line: str) -> None:
-        said = json.loads(line)
-        self.told.append({"peer": name, **said})
+        return max((said["step"] for said in self.crew.of("step")[-100:]), default=0)
 
     def _throttle(self) -> None:
         """Each stands still but in its part of every moment, so that none takes a core from another."""
         at = time.monotonic() % MOMENT_S / MOMENT_S * WORKERS
-        for i, name in enumerate(self.parts):
+        for i, name in enumerate(self._slowed):
             runs = i <= at < i + (1 / SLOW if i == WORKERS - 1 else 1.0)
-            if name in self.processes.alive() and runs != self._runs.get(name, True):
+            if name in self.crew.processes.alive() and runs != self._runs.get(name, True):
                 self._runs[name] = runs
-                (self.processes.thaw if runs else self.processes.freeze)(name)
+                (self.crew.processes.thaw if runs else self.crew.processes.freeze)(name)
 
 
 def _span(told: Events, first_s: float) -> float:

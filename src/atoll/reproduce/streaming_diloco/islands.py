@@ -1,30 +1,22 @@
 """Driver: two islands that train over a link of a lab: real processes, real TCP, every byte counted where it leaves."""
 
-import json
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
-import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from atoll.errors import AtollError, LabUnavailable
-from atoll.net.lab import Lab, Shape, open_lab
+from atoll.net.lab import Shape, open_lab
+from atoll.reproduce.crew import Crew, crew_in, on
 
-PORT: Final = 48148
+ISLANDS: Final = ("island 1", "island 2")
 SAMPLE_S: Final = 0.05
 _COUNT: Final = """
-import sys, time
+import json, sys, time
 while True:
     rows = [row.split(":") for row in open("/proc/net/dev").read().splitlines()[2:]]
     sent = sum(int(numbers.split()[8]) for name, numbers in rows if name.strip() != "lo")
-    sys.stdout.write(f"{time.time()} {sent}\\n")
+    sys.stdout.write(json.dumps({"event": "sent", "at": time.time(), "bytes": sent}) + "\\n")
     sys.stdout.flush()
     time.sleep(%s)
 """
@@ -67,96 +59,46 @@ class Trained:
         return max(self.sent[min(end, len(moments) - 1)][1] - self.sent[i][1] for i, end in ends)
 
 
-def train(shape: Shape, settings: Sequence[str], say: Any, timeout_s: float = 900.0) -> Trained:
+def train(shape: Shape, settings: Sequence[str], timeout_s: float = 900.0) -> Trained:
     """`atoll join` with these settings on two hosts with a link of that shape between them.
 
     LabUnavailable: this machine can't give each a network of its own. AtollError: a peer failed.
     """
-    with tempfile.TemporaryDirectory() as folder, open_lab(3, Shape()) as network:
+    with open_lab(3, Shape()) as network:
         if network.address(0).startswith("127."):
             raise LabUnavailable("hosts with networks of their own, to count bytes on")
         network.set(1, 2, shape)
-        return _Session(network, Path(folder), settings).run(timeout_s)
-
-
-class _Session:
-    def __init__(self, network: Lab, folder: Path, settings: Sequence[str]) -> None:
-        self.network, self.folder, self.settings = network, folder, settings
-        self.heard: queue.Queue[tuple[int, str]] = queue.Queue()
-        self.started: list[subprocess.Popen[str]] = []
-
-    def run(self, timeout_s: float) -> Trained:
-        master = f"{self.network.address(0)}:{PORT}"
-        try:
-            self._start(0, "-m", "atoll", "master", "--listen", master, "--json", "--insecure")
-            if not self._next(30.0)[1]:
-                raise LabUnavailable("the master could not be started there")
-            self._start(3, "-c", _COUNT % SAMPLE_S)
-            for host in (1, 2):
-                where = self.folder / str(host)
+        with crew_in(network) as (islands, master):
+            islands.start("counter", "-c", _COUNT % SAMPLE_S, by=on(network, 1))
+            for host, name in enumerate(ISLANDS, start=1):
+                where = islands.folder / name
                 where.mkdir()
-                self._start(host, "-m", "atoll", "join", master, "--json", "--min-world", "2", "--run-dir", str(where))
-            return self._listen(time.monotonic() + timeout_s)
-        finally:
-            for process in self.started:
-                process.kill()
-            for process in self.started:
-                process.wait()
+                argv = ("-m", "atoll", "join", master, "--json", "--min-world", "2", "--run-dir", str(where), *settings)
+                islands.start(name, *argv, by=on(network, host))
 
-    def _start(self, who: int, *argv: str) -> None:
-        """On host `who`; 3 counts what leaves host 1."""
-        more = self.settings if "join" in argv else ()
-        command = ["env", "OMP_NUM_THREADS=1", sys.executable, *argv, *more]
-        host = 1 if who == 3 else who
-        process = self.network.start(host, command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self.started.append(process)
-        threading.Thread(target=self._read, args=(who, process), daemon=True).start()
+            def over() -> bool:
+                for name in ISLANDS:
+                    if islands.of("failed", name) or (name in islands.codes and not islands.of("done", name)):
+                        raise AtollError(f"{name} failed; {islands.last_words()}")
+                return all(islands.of("done", name) for name in ISLANDS)
 
-    def _read(self, who: int, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            self.heard.put((who, line))
-        self.heard.put((who, ""))
+            islands.until(over, "the end of training on two islands", timeout_s)
+            return _trained(islands)
 
-    def _next(self, timeout_s: float) -> tuple[int, str]:
-        try:
-            return self.heard.get(timeout=max(0.0, timeout_s))
-        except queue.Empty:
-            raise AtollError("the islands did not come to an end in time") from None
 
-    def _listen(self, deadline: float) -> Trained:
-        counts: list[tuple[float, int]] = []
-        steps: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
-        hashes: dict[int, set[str]] = {}
-        loss, over = float("nan"), set[int]()
-        while len(over) < 2:
-            who, line = self._next(deadline - time.monotonic())
-            if who == 3:
-                with suppress(ValueError):
-                    at, _, sent = line.partition(" ")
-                    counts.append((float(at), int(sent)))
-                continue
-            if not line and who in over:
-                continue
-            said: dict[str, Any] = json.loads(line or '{"event": "failed", "message": "a peer ended early"}')
-            if said["event"] == "failed":
-                raise AtollError(said["message"])
-            if said["event"] == "step":
-                steps[who].append(said)
-            elif said["event"] == "evaluated":
-                loss = said["loss"]
-            elif said["event"] == "done":
-                over.add(who)
-            if "hash" in said and "revision" in said:
-                hashes.setdefault(said["revision"], set()).add(said["hash"])
-        first = min(some[0]["at"] for some in steps.values())
-        last = max(some[-1]["at"] for some in steps.values())
-        slower = max(steps.values(), key=lambda some: float(some[-1]["at"] - some[0]["at"]))
-        return Trained(
-            steps=[(said["at"], said["waited"]) for said in slower],
-            seconds=max(some[-1]["at"] - some[0]["at"] for some in steps.values()),
-            loss=loss,
-            waited_s=max(sum(said["waited"] for said in some[:-1]) for some in steps.values()),
-            equal=all(len(some) == 1 for some in hashes.values()),
-            sent=[(at, sent) for at, sent in counts if first <= at <= last],
-        )
+def _trained(islands: Crew) -> Trained:
+    steps = [islands.of("step", name) for name in ISLANDS]
+    hashes: dict[int, set[str]] = {}
+    for said in (said for kind in ("step", "synced", "done") for said in islands.of(kind)):
+        if "hash" in said and "revision" in said:
+            hashes.setdefault(said["revision"], set()).add(said["hash"])
+    first, last = min(some[0]["at"] for some in steps), max(some[-1]["at"] for some in steps)
+    slower = max(steps, key=lambda some: float(some[-1]["at"] - some[0]["at"]))
+    return Trained(
+        seconds=slower[-1]["at"] - slower[0]["at"],
+        loss=islands.of("evaluated")[-1]["loss"],
+        waited_s=max(sum(said["waited"] for said in some[:-1]) for some in steps),
+        equal=all(len(some) == 1 for some in hashes.values()),
+        sent=[(said["at"], said["bytes"]) for said in islands.of("sent") if first <= said["at"] <= last],
+        steps=[(said["at"], said["waited"]) for said in slower],
+    )

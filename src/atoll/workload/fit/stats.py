@@ -16,12 +16,6 @@ def cv_of(values: Numbers) -> float:
     return float(values.std()) / mean if mean else math.nan
 
 
-def gamma_by_moments(values: Numbers) -> tuple[float, float]:
-    """Shape and scale with the mean and variance of the values."""
-    cv = cv_of(values)
-    return 1 / cv**2, float(values.mean()) * cv**2
-
-
 def gamma_by_likelihood(values: Numbers) -> tuple[float, float]:
     """Shape and scale under which the positive ones of the values are likeliest (Minka, 2002)."""
     positive = values[values > 0]
