@@ -87,12 +87,25 @@ def test_no_token_is_refused(token):
 
 def test_others_run_while_a_long_text_is_read():
     """As the streams of a server, whose prompts these are."""
-    begun, ran = threading.Event(), threading.Event()
-    threading.Thread(target=lambda: begun.wait(10) and ran.set()).start()
-    text = "many words " * (1 << 14)
-    begun.set()
-    assert small().encode(text)
-    assert ran.is_set()
+    tokenizer, text, ended = small(), "many words " * (1 << 14), threading.Event()
+    turns = [0]
+
+    def run() -> None:
+        while not ended.wait(0.0001):
+            turns[0] += 1
+
+    def meanwhile() -> int:
+        before = turns[0]
+        tokenizer.encode(text)
+        return turns[0] - before
+
+    other = threading.Thread(target=run)
+    other.start()
+    try:
+        assert any(meanwhile() > 10 for _ in range(10))
+    finally:
+        ended.set()
+        other.join()
 
 
 def test_a_lone_surrogate_is_no_text():
