@@ -348,3 +348,13 @@ except KeyboardInterrupt:
             assert line.recv(100) == b"alive?"
         tell(parent)
         assert said(parent) == f"{-signal.SIGTERM} {-signal.SIGTERM}"
+
+
+def test_a_process_that_got_the_number_of_one_that_ended_is_left_alone(
+    children: LocalProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = children.start(python("pass"), "short")
+    child.process.wait(WAIT_S)
+    monkeypatch.setattr(processes.psutil, "Process", lambda pid: pytest.fail(f"{pid} may be anybody's"))
+    children.freeze("short")
+    children.thaw("short")

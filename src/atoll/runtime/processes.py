@@ -126,13 +126,11 @@ class LocalProcesses:
 
     def freeze(self, name: str) -> None:
         """Stop it where it is until `thaw`."""
-        with suppress(psutil.NoSuchProcess):
-            psutil.Process(self._child(name).pid).suspend()
+        self._tell(name, lambda process: process.suspend())
 
     def thaw(self, name: str) -> None:
         """Let a frozen child go on."""
-        with suppress(psutil.NoSuchProcess):
-            psutil.Process(self._child(name).pid).resume()
+        self._tell(name, lambda process: process.resume())
 
     def alive(self) -> list[str]:
         """Names of the children that run or are frozen, in the order of their start."""
@@ -174,6 +172,12 @@ class LocalProcesses:
         if name not in self._children:
             raise ValueError(f"no child is called {name!r}; there are: {', '.join(self._children) or 'none'}")
         return self._children[name]
+
+    def _tell(self, name: str, what: Callable[[psutil.Process], object]) -> None:
+        process = self._child(name).process
+        if process.poll() is None:  # else its number may be another process's by now
+            with suppress(psutil.NoSuchProcess):
+                what(psutil.Process(process.pid))
 
     def _post(self, news: Callable[[], None]) -> None:
         with self._changed:
