@@ -171,9 +171,9 @@ def check(world: World, traces: Traces) -> None:
         loss.id for _, said in world.said if isinstance(said, View) for loss in said.lost if "come back" in str(loss)
     }
     for member, trace in traces.items():
+        if member in alone:  # the old master may have told its last view and verdicts to this one alone
+            trace = [t for t in trace if trace[-1][0] not in (t[0], t[3])]
         for epoch in dict.fromkeys(t[0] for t in trace):
-            if member in alone and epoch == trace[-1][0]:
-                continue  # the old master may have told its last verdicts to this one alone, before both were gone
             by_epoch.setdefault(epoch, []).append([t for t in trace if t[0] == epoch])
     for epoch, seen in by_epoch.items():
         longest = max(seen, key=len)

@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -536,6 +536,7 @@ class World:
             box.dial_master()
         waiting = [side for side in self.sides if side.policy.recovery]
         waiting = [side for side in waiting if side.policy.recovery.returned or side.policy.recovery.newcomers]
+        waiting += [side for side in self.sides if any(self.too_early(side.policy))]
         self.quiet += 1
         if not (dialling or waiting) or self.quiet > 100:
             return False
@@ -543,6 +544,10 @@ class World:
         for side in self.sides:
             self.to_master(side, 0, Tick())
         return True
+
+    def too_early(self, master: Master) -> Iterator[bool]:
+        """Who has to wait, as one like it was out of reach?"""
+        return (master._patience.waits(member.origin, self.now) for member in master.roster.members.values())
 
     def give_up(self) -> bool:
         """Nobody comes any more: who looks for a master ends. True: somebody did."""
