@@ -9,10 +9,6 @@ from typing import Final
 
 import hypothesis
 import pytest
-from hypothesis import settings
-
-settings.register_profile("atoll", deadline=None)  # what else runs here says nothing of a property
-settings.load_profile("atoll")
 
 HERE: Final = Path(__file__).parent
 BESIDE: Final = (
