@@ -59,7 +59,7 @@ SYSTEMS: tuple[System, ...] = (
         "group",
         "Peers on the open internet join, leave and crash while the rest keep averaging, their states equal bitwise.",
         module="atoll.group",
-        status="partly",
+        status="works",
     ),
     System(
         "flow-splitting",
