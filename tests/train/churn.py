@@ -9,10 +9,11 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from atoll.errors import Deadlock, Expelled
+from atoll.errors import Deadlock, Expelled, Unfit
 from atoll.train.checkpoint import load_newest
 from atoll.train.settings import ONCE, ModelSettings, TrainSettings
 from tests.train.tiny import Run, check_agreement, folders_in, tiny
@@ -94,6 +95,8 @@ def check(run: Run, folder: Path) -> None:
             continue
         if not peer.events("joined") and (isinstance(peer.error, Expelled) or (not peer.error and peer.awaits > 1)):
             continue  # frozen before it was ever let in, or it waits for some who are gone: that is for its user
+        if isinstance(peer.error, Unfit) and begun_anew(run):
+            continue  # its run was over when it thawed, and it met another that is not as far: that is for its user too
         assert peer.error is None, f"peer-{i}: {peer.error!r}"
         assert peer.done, f"peer-{i} did not finish: {peer.log[-1]}"
         epoch = peer.last("synced")["epoch"]
@@ -106,6 +109,13 @@ def check(run: Run, folder: Path) -> None:
     assert all(len(hashes) == 1 for hashes in ends.values()), f"final states differ: {ends}"
     assert bool(savers) == bool(ends), "nobody saved the end"
     assert not run.world.master.votes.ballots
+
+
+def begun_anew(run: Run) -> bool:
+    """Did somebody come when the first run was over, find nobody, and begin another?"""
+    over = min((peer.last("done")["at"] for peer in run.peers if peer.done), default=inf)
+    first = [peer.events("synced")[0] for peer in run.peers if peer.events("synced")]
+    return any(met["at"] > over and not met["revision"] for met in first)
 
 
 def replay(seed: int) -> Run:
