@@ -372,6 +372,14 @@ def test_a_root_that_can_not_be_written_is_reported(tmp_path: Path) -> None:
         RunDir.create(tmp_path / "file", "one")
 
 
+def test_a_run_at_a_place_is_made_where_there_is_none(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert RunDir.at(tmp_path / "a" / "b").checkpoint.is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveFailed, match="file"):
+        RunDir.at(tmp_path / "file")
+
+
 def test_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:
     for data in (b"a long first text", b"short", b""):
         atomic_write(tmp_path / "f", data)

@@ -45,6 +45,24 @@ def test_the_blocks_of_a_page_run(page: str, tmp_path: Path) -> None:
     assert done.returncode == 0, f"{page}\n{done.stdout}{done.stderr}"
 
 
+def test_the_first_page_leads_to_all_others() -> None:
+    pages = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)) - {"index.md"}
+    linked = set(re.findall(r"\]\((\S+\.md)\)", (ROOT / "docs" / "index.md").read_text("utf-8")))
+    assert len(pages) > 10
+    assert linked == pages
+
+
+def test_files_that_pages_show_are_there() -> None:
+    """A formatter of Python that gets at such a line makes another one of it, which nobody expands."""
+    lines = [line.strip() for page in PAGES for line in (ROOT / page).read_text("utf-8").splitlines()]
+    marks = [line for line in lines if re.match("--8 ?<", line)]
+    assert len(marks) > 5
+    for mark in marks:
+        found = re.fullmatch('--8<-- "(.+)"', mark)
+        assert found, mark
+        assert (ROOT / found[1]).is_file(), mark
+
+
 def page_with(tmp_path: Path, text: str) -> Path:
     page = tmp_path / "page.md"
     page.write_text(textwrap.dedent(text), "utf-8")

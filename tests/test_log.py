@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.errors import SaveFailed
 from atoll.log import setup
 
 LOGGER = logging.getLogger("atoll.somewhere")
@@ -62,6 +63,21 @@ def test_the_run_folder_has_all_with_tracebacks(tmp_path: Path, capsys: pytest.C
     assert all(isinstance(e["t"], float) for e in entries)
     assert "ValueError: inside" in entries[2]["traceback"]
     assert "traceback" not in entries[0]
+
+
+def test_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(SaveFailed, match="none"):
+        setup(tmp_path / "none")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    setup(tmp_path)
+    LOGGER.info("lost")
+    LOGGER.info("lost too")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "log.jsonl: No space left on device" in line
 
 
 def test_a_message_that_is_no_valid_text_is_kept(tmp_path: Path) -> None:

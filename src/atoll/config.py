@@ -7,6 +7,7 @@ environment (`ATOLL_LR`, nested: `ATOLL_OUTER__LR`, tuples: `1,2`) < flags. None
 import argparse
 import difflib
 import errno
+import inspect
 import json
 import os
 import secrets
@@ -44,6 +45,11 @@ class Resolved(Generic[T]):
     value: T
     sources: dict[str, str]
 
+    @property
+    def typed(self) -> list[str]:
+        """Dotted names of what flags changed."""
+        return [name for name, source in self.sources.items() if source == "command line"]
+
 
 def resolve(cls: type[T], *, file: Path | None, env: Mapping[str, str], prog: str) -> Resolved[T]:
     """The settings of `prog` from all layers but the flags.
@@ -71,7 +77,7 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str, env
         _command(cls),
         args=argv,
         prog=prog,
-        description=description,
+        description=inspect.cleandoc(description),
         default=_command(cls)(_assemble(cls, defaults, _unchecked)),
     )
     for names, default in defaults.items():
@@ -149,6 +155,15 @@ class RunDir:
                     return cls(found.resolve())
         known = sorted(path.name for path in root.glob("*") if path.is_dir() and path.name != LAST)
         raise InvalidConfig(f"no run {str(name)!r} in {root}; there are: {', '.join(known) or 'none'}")
+
+    @classmethod
+    def at(cls, path: Path) -> "RunDir":
+        """The folder at `path`, made where there is none. Raises `SaveFailed`."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SaveFailed(f"can't make {path}: {error.strerror}; choose another folder") from error
+        return cls(path)
 
     @property
     def config(self) -> Path:

@@ -3,13 +3,17 @@
 import json
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from atoll.errors import SaveFailed
 
 
 def setup(run: Path | None, debug: bool = False) -> None:
     """Send warnings to stderr in short lines and, given a run's folder, everything to its `log.jsonl`.
 
-    `debug`: everything goes to stderr too, with tracebacks. May be called again; the last call holds.
+    `debug`: everything goes to stderr too, with tracebacks. May be called again; the last call holds. SaveFailed: no
+    log can be written there.
     """
     logger = logging.getLogger("atoll")
     for handler in [h for h in logger.handlers if isinstance(h, _Terminal | _File)]:
@@ -37,8 +41,25 @@ class _Terminal(logging.Handler):
 
 class _File(logging.FileHandler):
     def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8")
+        try:
+            super().__init__(path, encoding="utf-8")
+        except OSError as error:
+            raise SaveFailed(f"can't write {path}: {error.strerror}; choose another folder") from error
         self.setFormatter(_Json())
+        self._told = False
+
+    def close(self) -> None:
+        with suppress(OSError):  # for what has found no room
+            super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk is said once, and ends nothing."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            sys.stderr.write(f"warning: can't write {self.baseFilename}: {error.strerror}; the log has gaps now\n")
 
 
 class _Line(logging.Formatter):

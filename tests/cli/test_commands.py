@@ -101,6 +101,11 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
         (["train", "--strategy", "diloco", "--mix", "2"], 2, ["--mix", "from 0 to 1"]),
         (["join", "127.0.0.1:1", "--strategy", "slowmo", "--delay", "1"], 2, ["--delay", "slowmo"]),
         (["train", "--resume", "never-was"], 2, ["never-was"]),
+        (["train", "--resume", "some.file"], 2, ["some.file is a file", "one-byte"]),
+        (["train", "--strategy", "ddp", "--fragments", "2"], 2, ["--fragments", "streaming", "ddp"]),
+        (["train", "--token-file", "none"], 2, ["can't read the token in none", "make one"]),
+        (["train", "--text", os.devnull], 1, [os.devnull, "neither a file nor a folder"]),
+        (["join", "127.0.0.1:1", "--run-dir", "some.file"], 1, ["some.file", "another folder"]),
         (["train", "--config", "missing.toml"], 2, ["missing.toml"]),
         (["join", "nonsense"], 2, ["HOST:PORT"]),
         (["train", "--text", "/no/such/folder"], 1, ["/no/such/folder"]),
@@ -122,12 +127,34 @@ def test_what_is_wrong_is_said_in_one_line(
     argv: list[str], code: int, words: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "some.file").touch()
     monkeypatch.setattr("atoll.group.wiring.asking._DIAL_S", 0.1)
     assert run(argv) == code
     err = capsys.readouterr().err
     assert err.startswith("atoll: ")
     assert len(err.strip().splitlines()) == 1
     assert all(word in err for word in words)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+def test_output_that_finds_no_room_costs_one_line(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "atoll", "systems"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("atoll: No space left on device")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_into_a_pipe_each_row_of_a_table_is_one_line(capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert run(["systems"]) == 0
+    wide = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("pccl ") and line.rstrip().endswith("equal bitwise.") for line in wide) == 1
+    monkeypatch.setenv("COLUMNS", "60")
+    assert run(["systems"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 60
 
 
 def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -325,6 +352,15 @@ def test_a_run_is_resumed_where_it_was_saved(long: Long) -> None:
 def _saved(long: Long) -> int:
     """The newest checkpoint. When the first has left the next may save too, before it leaves."""
     return max(event["step"] for event in long.after_sigterm if event["event"] == "saved")
+
+
+def test_a_run_goes_on_with_its_own_settings(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("atoll.cli.train.run_local", lambda *_: 0)
+    assert run(["train", "--name", "short", "--steps", "7"]) == 0
+    assert run(["train", "--resume", "short", "--steps", "7", "--peers", "2"]) == 0
+    assert run(["train", "--resume", "short", "--steps", "7", "--model.width", "64"]) == 2
+    assert "short goes on with its own --model.width 128, not with 64" in capsys.readouterr().err
 
 
 def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path: Path, monkeypatch: Any) -> None:

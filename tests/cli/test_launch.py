@@ -220,6 +220,13 @@ def test_when_nobody_is_left_the_error_tells_why_and_where_to_look(scene: Scene)
     assert scene.view.facts  # the summary comes all the same
 
 
+def test_what_all_failed_of_is_told_once(scene: Scene) -> None:
+    with pytest.raises(AtollError) as raised:
+        scene.launch(peers=2, acts={"peer-0": "fail", "peer-1": "fail"})
+    assert str(raised.value).count("the disk is full") == 1
+    assert "peer-0, peer-1: " in str(raised.value)
+
+
 def test_a_run_that_saves_no_model_is_no_success(scene: Scene) -> None:
     with pytest.raises(AtollError, match="no model was saved"):
         scene.launch(peers=2, acts={"peer-0": "forget", "peer-1": "forget"})

@@ -274,7 +274,14 @@ def test_a_conversation_in_a_pipe(home):
         (["serve", "--upstream", "http://h:1", "--engines", "2"], 2, "give one of the two"),
         (["serve", "runs/first", "--engines", "2", "--record", "new"], 2, "--record is of one engine"),
         (["serve", "runs/first", "--engines", "0"], 2, "--engines must be from 1"),
+        (["serve", "--upstream", "http://h:1", "--record", "new"], 2, "--record is of one engine"),
+        (["serve", "runs/first", "--upstream-key-file", "key"], 2, "--upstream-key-file is for --upstream"),
+        (["serve", "--upstream", "h:1"], 2, "'h:1' is no address of a server; write http://HOST:PORT"),
+        (["serve", "--upstream", "http://h:x"], 2, "'http://h:x' is no address of a server"),
+        (["serve", "runs/first", "--host", "198.51.100.1"], 1, "take another --host"),
         (["chat", "--url", "http://127.0.0.1:9"], 1, "`atoll serve` starts one"),
+        (["chat", "--url", "127.0.0.1:8000"], 2, "--url is '127.0.0.1:8000', which is no address"),
+        (["chat", "--url", "http://h:x"], 2, "write http://HOST:PORT"),
     ],
 )
 def test_what_is_wrong_costs_one_line(home, monkeypatch, capfd, argv, code, named):
@@ -296,7 +303,7 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(home, monkeypatch, capf
 
 
 def test_what_goes_wrong_later_is_not_said_of_the_port():
-    with pytest.raises(OSError, match="no such file"), _listening("--port", "127.0.0.1", 0):
+    with pytest.raises(OSError, match="no such file"), _listening("--host", "--port", "127.0.0.1", 0):
         raise OSError("no such file")
 
 

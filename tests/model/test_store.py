@@ -153,6 +153,12 @@ def test_what_a_crash_left_is_cleared_away_but_nothing_that_is_under_way(publish
     assert (published / "models" / ".pull-new").exists()
 
 
+def test_no_room_is_said_before_anything_comes(published, monkeypatch):
+    monkeypatch.setattr(store, "PUBLISHED", {"tiny": replace(TINY, nbytes=1 << 60)})
+    with pytest.raises(SaveFailed, match="make more, or set XDG_CACHE_HOME"):
+        pull("tiny", lambda *_: None, published / "models")
+
+
 def test_a_folder_that_can_not_be_made_is_named(published):
     (published / "models").write_text("a file")
     with pytest.raises(SaveFailed, match=r"models.*XDG_CACHE_HOME"):

@@ -11,7 +11,7 @@ import pytest
 
 from atoll.config import parse
 from atoll.errors import InvalidConfig
-from atoll.train.settings import TrainSettings
+from atoll.train.settings import ONLY_FOR, TrainSettings, check_typed
 
 FREE = {"text", "task", "seed", "naive", "error_feedback", "model.name", "one_byte.trainable"}
 """Paths and names, which are looked up where they are used; any whole number; yes or no."""
@@ -81,6 +81,19 @@ def test_the_ends_of_ranges_and_what_must_fit_together(changes: dict[str, Any], 
     settings = TrainSettings(**dict(first))
     with pytest.raises(InvalidConfig, match=re.escape(says)):
         changed(settings, name, value)
+
+
+@pytest.mark.parametrize("name", ONLY_FOR)
+def test_a_flag_for_other_strategies_is_not_passed_over_in_silence(name: str) -> None:
+    assert name in LEAVES
+    for strategy in STRATEGIES:
+        if strategy in ONLY_FOR[name]:
+            check_typed(strategy, ["steps", name])
+        else:
+            with pytest.raises(
+                InvalidConfig, match=f"--{re.escape(name.replace('_', '-'))} is for --strategy .*{strategy}"
+            ):
+                check_typed(strategy, ["steps", name])
 
 
 @pytest.mark.parametrize("flag", ["--model", "--model.name"])

@@ -86,11 +86,13 @@ def _client(settings: ChatSettings) -> "Iterator[httpx.Client]":
         raise InvalidConfig("`atoll chat` needs httpx: pip install 'atoll[serve]'") from error
     key = None if settings.api_key_file is None else read_key(settings.api_key_file)
     headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
-    with httpx.Client(base_url=settings.url, headers=headers, timeout=PATIENCE_S) as client:
-        try:
+    try:
+        with httpx.Client(base_url=settings.url, headers=headers, timeout=PATIENCE_S) as client:
             yield client
-        except httpx.HTTPError as error:
-            raise Unavailable(f"{settings.url}: {error}; is a server there? `atoll serve` starts one") from error
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise InvalidConfig(f"--url is {settings.url!r}, which is no address; write http://HOST:PORT") from error
+    except httpx.HTTPError as error:
+        raise Unavailable(f"{settings.url}: {error}; is a server there? `atoll serve` starts one") from error
 
 
 def _first_model(client: "httpx.Client", url: str) -> str:

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from importlib import metadata, util
 
 import psutil
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.config import parse
 from atoll.version import VERSION
 
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> int:
             signs[finding.state], finding.what, finding.found + (f"; {finding.remedy}" * bool(finding.remedy))
         )
     if not settings.json:
-        Console().print(table)
+        wide_console().print(table)
     return 1 if any(finding.state == "bad" for finding in findings) else 0
 
 
@@ -121,7 +120,10 @@ def _survival() -> Iterator[Finding]:
         told = "noticed (ps)" if sys.platform == "darwin" else "not noticed"
         yield Finding("stopped processes", told, "good" if sys.platform == "darwin" else "less")
         yield Finding("children", "end with a parent that exits; after kill -9 they see a closed pipe", "less")
-    yield Finding("disk", f"{capabilities.free_disk_bytes() / 2**30:.1f} GiB free here")
+    free = capabilities.free_disk_bytes()
+    yield Finding(
+        "disk", f"{free / 2**30:.1f} GiB free here", *(() if free >= 2**30 else ("less", "a run may find no room"))
+    )
     back_ends = lab.available()
     usable = [name for name, why in back_ends.items() if not why]
     reasons = "; ".join(f"{name}: {why}" for name, why in back_ends.items() if why)

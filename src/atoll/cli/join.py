@@ -31,7 +31,7 @@ from atoll.group.wiring.wire import RECONNECT_S, parse_addresses
 from atoll.net.address import parse_address
 from atoll.net.guard import Guard
 from atoll.net.tls import Tls
-from atoll.train.settings import TrainSettings
+from atoll.train.settings import TrainSettings, check_typed
 
 LEAVE_S = 8
 """So long a peer may take to end its step and to save once it is told to leave. Containers get 10 s, units 20."""
@@ -73,7 +73,9 @@ class JoinSettings(Guarded, TrainSettings):
 
 def main(argv: list[str]) -> int:
     """Train as one peer."""
-    settings = parse(JoinSettings, argv, prog="atoll join", description=str(JoinSettings.__doc__), env=os.environ).value
+    found = parse(JoinSettings, argv, prog="atoll join", description=str(JoinSettings.__doc__), env=os.environ)
+    settings = found.value
+    check_typed(settings.strategy, found.typed)
     parse_addresses(settings.address)
     for address in filter(None, (settings.listen, settings.advertise)):
         parse_address(address)
@@ -89,7 +91,7 @@ def main(argv: list[str]) -> int:
     with signals.ending():
         import_module("atoll.train.loop")  # torch takes a second to load: not for --help
     name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
-    run = RunDir(settings.run_dir) if settings.run_dir else RunDir.create(Path("runs"))
+    run = RunDir.at(settings.run_dir) if settings.run_dir else RunDir.create(Path("runs"))
     log.setup(run.path, debug=False)
     history, console = History(settings.steps), Console()
     title = f"atoll join {settings.address}"

@@ -248,7 +248,11 @@ class _Session:
     def _missing(self) -> str:
         """What a finished run should have and this one has not."""
         peers = self._history.peers.values()
-        reasons = "; ".join(dict.fromkeys(f"{p.name}: {p.reason}" for p in peers if p.state == "failed"))
+        failed: dict[str, list[str]] = {}
+        for peer in peers:
+            if peer.state == "failed":
+                failed.setdefault(peer.reason, []).append(peer.name)
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in failed.items())
         if not any(peer.state == "done" for peer in peers):
             return f"no peer is left ({reasons}); logs in {self._logs}"
         return "" if self._history.model_saved else f"no model was saved ({reasons}); logs in {self._logs}"

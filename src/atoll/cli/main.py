@@ -19,7 +19,10 @@ COMMANDS: Final = {
     "status": ("atoll.cli.status", "show who is in a group, and how it fares"),
     "serve": ("atoll.cli.serve", "serve a model behind OpenAI's API"),
     "chat": ("atoll.cli.chat", "talk with a model that is served"),
-    "workload": ("atoll.cli.workload", "look at traces of requests, fit models to them, make and convert traces"),
+    "workload": (
+        "atoll.cli.workload",
+        "drive a server with real or made-up requests; look at traces, fit and make them",
+    ),
     "doctor": ("atoll.cli.doctor", "tell what this machine can do"),
     "sim": ("atoll.cli.sim.main", "tell what would happen on computers you don't have"),
     "systems": ("atoll.cli.systems", "list the published systems and what works of them"),
@@ -55,6 +58,9 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:  # who reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, say, met where nobody expects one, as by what is printed
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(error, 1, debug, f"{where}{error.strerror or error} (--debug shows what met with that)")
     except KeyboardInterrupt:
         return signals.INTERRUPTED
 
@@ -80,9 +86,9 @@ def _dispatch(argv: list[str]) -> int:
         return command(argv[1:])
 
 
-def _failed(error: AtollError, code: int, debug: bool) -> int:
+def _failed(error: Exception, code: int, debug: bool, line: str = "") -> int:
     if debug:
         raise error
     logging.getLogger("atoll").info("the command failed", exc_info=error)  # the run's log, if there is one
-    sys.stderr.write(f"atoll: {error}\n")
+    sys.stderr.write(f"atoll: {line or error}\n")
     return code

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from tyro.conf import Positional
 
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.config import parse
 from atoll.errors import InvalidConfig, InvalidData
 from atoll.model import store
@@ -98,7 +98,7 @@ def _list(argv: list[str]) -> int:
     if settings.json:
         return 0
     if table.row_count:
-        Console().print(table)
+        wide_console().print(table)
         say(f"in {folder}")
     else:
         say(f"no models in {folder}; `atoll model pull {next(iter(store.PUBLISHED))}` fetches a small one")

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.config import parse
 from atoll.reproduce.api import Line
 from atoll.reproduce.demonstrations import demonstrated
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
                     say(json.dumps({"system": settings.slug, **asdict(line)}))
     finally:  # Ctrl-C after an hour, too
         if lines and not settings.json:
-            Console().print(_table(settings.slug, lines))
+            wide_console().print(_table(settings.slug, lines))
     return 1 if any(line.verdict == "fail" for line in lines) else 0
 
 

@@ -1,6 +1,7 @@
 """Driver: `atoll serve`: a model behind OpenAI's API, until Ctrl-C or SIGTERM."""
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -98,8 +99,10 @@ class ServeSettings:
             address(self.metrics)
         if self.engines > 1 and self.upstream:
             raise InvalidConfig("--engines are started here, --upstream are there already: give one of the two")
-        if self.engines > 1 and self.record is not None:
-            raise InvalidConfig("--record is of one engine; leave --engines out")
+        if self.record is not None and (self.engines > 1 or self.upstream):
+            raise InvalidConfig("--record is of one engine; leave --engines and --upstream out")
+        if self.upstream_key_file is not None and not self.upstream:
+            raise InvalidConfig("--upstream-key-file is for --upstream: give its address too")
 
 
 def nbytes(text: str) -> int:
@@ -127,10 +130,10 @@ def main(argv: list[str]) -> int:
         raise InvalidConfig(f"--record {settings.record}: is there already; name a new file")
     keys = () if settings.api_key_file is None else read_keys(settings.api_key_file)
     with ExitStack() as open_sockets:
-        listener = open_sockets.enter_context(_listening("--port", settings.host, settings.port))
+        listener = open_sockets.enter_context(_listening("--host", "--port", settings.host, settings.port))
         apart = None
         if settings.metrics is not None:
-            apart = open_sockets.enter_context(_listening("--metrics", *address(settings.metrics)))
+            apart = open_sockets.enter_context(_listening("--metrics", "--metrics", *address(settings.metrics)))
         asyncio.run(_serve(settings, keys, listener, apart))
     return 0
 
@@ -184,7 +187,7 @@ async def _serving(server: Any, listener: socket.socket) -> AsyncGenerator["asyn
 
 
 @contextmanager
-def _listening(flag: str, host: str, port: int) -> Iterator[socket.socket]:
+def _listening(host_flag: str, port_flag: str, host: str, port: int) -> Iterator[socket.socket]:
     """A listening socket, before anything is loaded. Unavailable: somebody else listens there."""
     with ExitStack() as closing:
         try:
@@ -197,6 +200,7 @@ def _listening(flag: str, host: str, port: int) -> Iterator[socket.socket]:
             listener.bind(where)
             listener.listen(2048)
         except OSError as error:
+            flag = port_flag if error.errno in (errno.EADDRINUSE, errno.EACCES) else host_flag
             why = error.strerror or error
             raise Unavailable(f"can't listen on {host}:{port}: {why}; take another {flag}") from error
         yield listener

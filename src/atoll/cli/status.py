@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass
 
 import msgspec
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
 from atoll.cli.guarded import Guarded
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.config import parse
 from atoll.group.membership.rings import rate_text
 from atoll.group.messages import LinkStatus, MemberStatus, Status
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         StatusSettings, argv, prog="atoll status", description=str(StatusSettings.__doc__), env=os.environ
     ).value
     client = StatusClient(settings.address, Guard(settings.token(), settings.tls()))
-    console = Console()
+    console = wide_console()
     try:
         if not settings.watch:
             status = client.ask()

@@ -9,11 +9,10 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Final, get_args, get_type_hints
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.config import parse
 from atoll.errors import InvalidConfig
 from atoll.train import forecast
@@ -189,7 +188,7 @@ def _list(as_json: bool) -> None:
             say(json.dumps({"strategy": name, "when": when, "flags": flags}))
         table.add_row(Text(name, "bold"), when, _besides(flags))
     if not as_json:
-        console = Console()
+        console = wide_console()
         console.print(table)
         console.print(f"for your link, for example: {EXAMPLE}", style="dim", soft_wrap=True, highlight=False)
 
@@ -206,7 +205,7 @@ def _foretell(settings: StrategiesSettings) -> None:
         say(json.dumps({"take": taken.name, "flags": taken.flags, "why": why, "simulated": True}))
         return
     table = Table(box=None, pad_edge=False)
-    table.add_column("strategy")
+    table.add_column("strategy", no_wrap=True)
     table.add_column("with", overflow="fold")
     for column in ("sent per step", "busiest second", "wait per step", "step", "computing", "95 % needs"):
         table.add_column(column, justify="right")
@@ -217,7 +216,7 @@ def _foretell(settings: StrategiesSettings) -> None:
             f"{_amount(told.peak_bytes_per_s)}B/s", _time(told.waited_s / told.steps), _time(told.step_s),
             f"{told.utilisation:.0%}", _rate(option.needed_bytes_per_s),
         )  # fmt: skip
-    console = Console()
+    console = wide_console()
     console.print(
         f"simulated: {settings.peers} peers, {_rate(link.bytes_per_s)}, {_time(link.trip_s)} there and back, "
         f"{numbers:,} parameters, {_time(step_s)} of computing per step"

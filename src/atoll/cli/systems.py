@@ -4,11 +4,10 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.config import parse
 from atoll.reproduce.systems import PARTS, SYSTEMS
 
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> int:
     table.add_section()
     for part in PARTS:
         table.add_row(part.slug, Text(part.status, style=colours[part.status]), part.room, part.what)
-    console = Console()
+    console = wide_console()
     console.print(table)
     counts = {status: sum(s.status == status for s in SYSTEMS) for status in colours}
     console.print(", ".join(f"{n} {status}" for status, n in counts.items()), style="dim")

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import dataclass, fields
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from atoll.cli.guarded import Guarded
 from atoll.cli.history import History
 from atoll.cli.launch import Launch, run_local
 from atoll.cli.live import JsonView, view_for
-from atoll.config import RunDir, parse, resolve
+from atoll.config import Resolved, RunDir, parse, resolve
 from atoll.errors import InvalidConfig, InvalidData
 from atoll.net.address import parse_address
 from atoll.net.guard import is_local
+from atoll.train.limits import flag
 from atoll.train.one_byte.rounds import NAME as LOG
-from atoll.train.settings import TrainSettings
+from atoll.train.settings import TrainSettings, check_typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +62,28 @@ class LocalSettings(Guarded, TrainSettings):
 
 def main(argv: list[str]) -> int:
     """Make or open the run, then launch it."""
-    settings = parse(
-        LocalSettings, argv, prog="atoll train", description=str(LocalSettings.__doc__), env=os.environ
-    ).value
+    found = parse(LocalSettings, argv, prog="atoll train", description=str(LocalSettings.__doc__), env=os.environ)
+    settings = found.value
+    if settings.resume is None:
+        check_typed(settings.strategy, found.typed)
+    settings.token()  # before peers are started that would all say what is wrong with it
+    settings.tls()
     plain = TrainSettings(**{f.name: getattr(settings, f.name) for f in fields(TrainSettings)})
     _look_up(plain)
     log_given = settings.resume is not None and Path(settings.resume).is_file()
     if log_given:  # of one-byte, which says all but the flags
+        if plain.strategy != "one-byte":
+            raise InvalidConfig(
+                f"--resume {settings.resume} is a file: the log of a one-byte run goes with --strategy one-byte and "
+                "the flags of that run; of all others name the run"
+            )
         run = RunDir.create(Path("runs"), settings.name)
         run.write_config(plain)
         shutil.copyfile(str(settings.resume), run.checkpoint / LOG)
     elif settings.resume is not None:
         run = RunDir.open(Path("runs"), settings.resume)
         plain = resolve(TrainSettings, file=run.config, env={}, prog="atoll train").value
+        _same(found, plain, run)
     else:
         run = RunDir.create(Path("runs"), settings.name)
         run.write_config(plain)
@@ -99,11 +110,25 @@ def main(argv: list[str]) -> int:
     return run_local(launch, history, view)
 
 
+def _same(given: Resolved[LocalSettings], saved: TrainSettings, run: RunDir) -> None:
+    """A run goes on as it began. InvalidConfig: a flag says otherwise."""
+    for name in given.typed:
+        path = name.split(".")
+        if hasattr(saved, path[0]):
+            now, then = reduce(getattr, path, given.value), reduce(getattr, path, saved)
+            if now != then:
+                raise InvalidConfig(
+                    f"--resume: {run.path.name} goes on with its own {flag(name)} {then}, not with {now}; leave it out"
+                )
+
+
 def _look_up(settings: TrainSettings) -> None:
     """What is named must be there, before peers are started that would all say so."""
     for path in settings.text:
         if not path.exists():
             raise InvalidData(f"{path}: there is no such file or folder")
+        if not (path.is_file() or path.is_dir()):
+            raise InvalidData(f"{path}: is neither a file nor a folder")
     if settings.model.name:
         import_module("atoll.model.store").find(settings.model.name)  # loads torch
     if settings.task:

@@ -12,10 +12,8 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
-
 from atoll.cli import workload_tables as tables
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.cli.workload_run import drive
 from atoll.cli.workload_settings import ConvertSettings, FitSettings, RunSettings, ShowSettings
 from atoll.config import atomic_write, parse
@@ -79,7 +77,7 @@ def show(settings: ShowSettings) -> int:
         if not model:
             say(_json({"type": "rows", "file": str(settings.file), **asdict(trace.tally)}))
     else:
-        console = Console()
+        console = wide_console()
         console.print(tables.of_descriptions(title, parts))
         if not model:
             console.print(tables.rows_text(trace.tally), style="dim", highlight=False)
@@ -128,7 +126,7 @@ def fit(settings: FitSettings) -> int:
         if not compared:
             say(_json({"type": "note", "note": note}))
     else:
-        console = Console()
+        console = wide_console()
         console.print(
             tables.of_held_out(settings.file.name, window_s, *compared) if compared else f"{note}: not compared"
         )

@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 
 from atoll.cli.keys import read_key
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.cli.workload_settings import RunSettings, targets
 from atoll.endpoint.driving import Drive, Prompts
 from atoll.endpoint.upstream import Upstream
@@ -88,7 +87,7 @@ def drive(settings: RunSettings) -> int:
         about = {"who": ended.who, "simulated": ended.simulated, "plots": [str(path) for path in pictures]}
         say(json.dumps({"type": "report", **asdict(report), **about}))
     else:
-        Console().print(_table(report, settings, ended.who))
+        wide_console().print(_table(report, settings, ended.who))
         for path in pictures:
             say(f"{path}")
     return 0

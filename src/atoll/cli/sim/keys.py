@@ -2,15 +2,13 @@
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.config import parse
 from atoll.errors import InvalidConfig
 from atoll.reproduce.scenario.keys import keys
@@ -41,5 +39,5 @@ def main(argv: list[str]) -> int:
     for key in found:
         head = "bold" if not key.kind else ""
         table.add_row(*(Text(text) for text in key), style=head)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    wide_console().print(table)
     return 0

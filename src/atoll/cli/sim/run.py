@@ -7,10 +7,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from tyro.conf import Positional, UseAppendAction
 
-from atoll.cli.output import say
+from atoll.cli.output import say, wide_console
 from atoll.cli.sim.pictures import draw
 from atoll.cli.sim.pool import Point, run_all
 from atoll.cli.sim.table import result_table, title
@@ -106,7 +105,7 @@ def _draw(folder: RunDir, name: str, results: list[Result]) -> tuple[list[Path],
 
 
 def _print(name: str, points: list[Point], results: list[Result], plots: list[Path], folder: RunDir) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = wide_console()
     console.print(title(name, results), style="bold")
     console.print(result_table(results))
     for result in results:
