@@ -46,6 +46,8 @@ BESIDE: Final = (
     "group/test_sized.py",
     "group/test_state.py",
     "group/test_station.py",
+    "group/test_subgroup_limits.py",
+    "group/test_subgroup_losses.py",
     "group/test_subgroups.py",
     "group/test_topology.py",
     "group/test_virtual.py",

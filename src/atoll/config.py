@@ -119,6 +119,16 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o666) -> None:
             aside.unlink()
 
 
+def check_writable(path: Path) -> None:
+    """SaveFailed: no file can be made there. To be asked before work whose outcome is written in the end."""
+    aside = _aside(path)
+    try:
+        aside.touch(exist_ok=False)
+        aside.unlink()
+    except OSError as error:
+        raise SaveFailed(f"can't write {path}: {error.strerror}; choose another folder") from error
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The folder of one run: settings, log, record, and inner folders that come into being when asked for."""

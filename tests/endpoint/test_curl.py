@@ -42,7 +42,13 @@ def form(value: Any) -> Any:
 def forms(printed: str) -> list[Any]:
     """Of each line."""
     lines = [line.removeprefix("data: ") for line in printed.splitlines() if line]
-    return [line if line == "[DONE]" else form(json.loads(line)) for line in lines]
+    return [line if line == "[DONE]" else metric_or_form(line) for line in lines]
+
+
+def metric_or_form(line: str) -> Any:
+    """A metric by its name and labels' names."""
+    metric = re.fullmatch(r"(\w+)\{(.*)\} [\d.]+", line)
+    return (metric[1], re.findall(r"(\w+)=", metric[2])) if metric else form(json.loads(line))
 
 
 def test_there_are_some():

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atoll.cli.output import say, wide_console
-from atoll.config import atomic_write, parse
+from atoll.config import atomic_write, check_writable, parse
 from atoll.errors import InvalidConfig
 from atoll.reproduce.calibration import asking, fit
 from atoll.reproduce.calibration.api import Calibration
@@ -48,14 +48,15 @@ def main(argv: list[str]) -> int:
     def tell(text: str) -> None:
         progress.print(text, style="dim")
 
+    known = _known(settings.out)
+    check_writable(settings.out)
     if settings.engine is not None:
-        known = _known(settings.out)
         found = calibrate_engine(settings.engine, asking.QUICK if settings.quick else asking.FULL, tell)
         joined = found if known is None else replace(known, engines=known.engines | found.engines)
         atomic_write(settings.out, joined.to_json().encode())
         return _told(settings, found)
     found = calibrate(QUICK if settings.quick else FULL, tell)
-    if (known := _known(settings.out)) is not None:
+    if known is not None:
         found = replace(found, engines=known.engines)
     atomic_write(settings.out, found.to_json().encode())
     if settings.shaped and not settings.quick:
